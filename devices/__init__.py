@@ -1,0 +1,1 @@
+"""Simulated devices and consumers, and the ledger of what was delivered."""
