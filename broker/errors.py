@@ -13,6 +13,10 @@ A ``ProtocolError`` is always the peer's doing: hostile bytes never surface as I
 UnicodeDecodeError. It becomes a CONNACK or DISCONNECT in one place, ``Engine.fail``.
 """
 
+from typing import Final
+
+MAX_MESSAGE: Final = 300
+
 
 class TidingsError(Exception):
     """Root of the tree above."""
@@ -33,13 +37,14 @@ class BrokerError(TidingsError):
 class ProtocolError(TidingsError):
     """The peer sent something that MQTT forbids; ``reason`` is the code to close the connection with.
 
-    Default 0x82 Protocol Error, `5.0 [MQTT-4.13.1-1]`.
+    Default 0x82 Protocol Error, `5.0 [MQTT-4.13.1-1]`. The text goes to the log and to the peer and may quote what it
+    sent, so it is cut to ``MAX_MESSAGE`` characters.
     """
 
     reason: int = 0x82
 
     def __init__(self, message: str, reason: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…")
         if reason is not None:
             self.reason = reason
 

@@ -207,3 +207,5 @@ def _write(spec: Spec, value: Any) -> bytes:
         return kind.write(value)
     except ValueError as error:
         raise ValueError(f"{spec.name}: {error}") from None
+    except (AttributeError, LookupError, TypeError):  # a pair that is none, or not of strings
+        raise ValueError(f"{spec.name} cannot be {value!r}") from None

@@ -188,7 +188,8 @@ def write_topic_name(value: str) -> bytes:
 
 
 def write_pair(value: tuple[str, str]) -> bytes:
-    return write_string(value[0]) + write_string(value[1])
+    key, text = value
+    return write_string(key) + write_string(text)
 
 
 def write_packet_id(value: int) -> bytes:

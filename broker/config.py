@@ -1,0 +1,190 @@
+"""Every option of the broker. The command line, the YAML file and the documentation are made from these fields.
+
+Units stand in the names (``_s`` seconds, ``_bytes`` bytes) and ranges in the fields. Nothing is unbounded by default.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .listener import AnyListener
+from .policy import check_shared, parse_policy
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+Durability = Literal["fsync", "os", "memory"]
+
+
+class PolicyRule(BaseModel):
+    """A delivery policy for the subscriptions that it fits. In patterns ``*`` and ``?`` stand for any characters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    filter: str = Field(default="#", description="Topic filter; the rule is for subscriptions to it or a part of it.")
+    client_id: str = Field(default="*", description="Pattern of client ids.")
+    user: str = Field(default="*", description="Pattern of user names.")
+    policy: str = Field(description="all, latest or sample=RATE, with options; see docs/slow-clients.md.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        check_shared(self.filter, parse_policy(self.policy))
+        return self
+
+
+class Config(BaseModel):
+    """Options of one broker. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listeners: list[AnyListener] = Field(
+        default=["tcp://127.0.0.1:1883"],
+        description="Where to listen: tcp://, tls://, ws:// or wss:// with HOST:PORT (port 0 = any free one), "
+        "unix:///PATH, or a mapping with such a url and the listener's settings.",
+    )
+    allow_anonymous_remote: bool = Field(
+        default=False,
+        description="Accept clients without authentication on addresses other than loopback. Without it such a "
+        "listener is refused at start.",
+    )
+
+    max_connections: Count = Field(default=100_000, description="Connections at once; further ones are closed at once.")
+    connect_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="Seconds that a connection may take to send its CONNECT."
+    )
+    max_handshakes: Count = Field(
+        default=1_000,
+        description="TLS and WebSocket handshakes under way at once, each for as long as a CONNECT may take. Further "
+        "connections wait; after a fifth of its time the oldest makes room for one.",
+    )
+    max_keep_alive_s: int = Field(
+        default=65_535,
+        ge=1,
+        le=65_535,
+        description="Longest keep-alive in seconds. Clients that ask for more, or below 65535 for none, are told this "
+        "one (5.0) or held to it.",
+    )
+    max_packet_size_bytes: int = Field(
+        default=1_048_576, ge=256, le=268_435_460, description="Largest packet taken from a client, in bytes."
+    )
+    max_connect_size_bytes: int = Field(
+        default=131_072, ge=256, le=268_435_460, description="Largest CONNECT packet, in bytes."
+    )
+    receive_maximum: int = Field(
+        default=10_000, ge=1, le=65_535, description="QoS 1 and 2 messages that a 5.0 client may have unacknowledged."
+    )
+    max_inflight: int = Field(
+        default=1_000,
+        ge=1,
+        le=65_535,
+        description="QoS 1 and 2 messages in flight to one client, unless its Receive Maximum is lower.",
+    )
+    topic_alias_maximum: int = Field(
+        default=64, ge=0, le=65_535, description="Topic aliases per connection, each way. 0 = none."
+    )
+
+    max_sessions: Count = Field(default=1_000_000, description="Sessions, connected or not.")
+    max_session_expiry_s: int = Field(
+        default=2_592_000,
+        ge=0,
+        le=0xFFFFFFFF,
+        description="Longest time in seconds that a session outlives its connection (30 days; 4294967295 = for ever).",
+    )
+    max_subscriptions: Count = Field(
+        default=10_000,
+        description="Subscriptions of one session. Their filters may have 512 each on average, counted as characters "
+        "and 32 more for each level.",
+    )
+    max_topic_levels: int = Field(default=200, ge=1, le=65_536, description="Levels in a topic name or filter.")
+    max_queued_messages: Count = Field(
+        default=100_000, description="Messages that wait for one session beyond those in flight; then the oldest go."
+    )
+    max_queued_bytes: Count = Field(
+        default=67_108_864, description="Bytes of messages that wait for one session (64 MiB); then the oldest go."
+    )
+    max_memory_messages: int = Field(
+        default=1_000,
+        ge=2,
+        description="Of the messages that wait for one session, those held in memory where there is a data directory; "
+        "the others are read from it when they are needed.",
+    )
+    max_memory_bytes: Count = Field(
+        default=1_048_576, description="The same bound in bytes (1 MiB). A message larger than it is held alone."
+    )
+    queue_qos0_offline: bool = Field(default=False, description="Queue QoS 0 messages too while a client is away.")
+
+    policies: list[PolicyRule] = Field(
+        default=[],
+        description="Delivery policies of subscriptions that name none themselves; the first rule that fits decides.",
+    )
+    memory_budget_bytes: int = Field(
+        default=1_073_741_824,
+        ge=65_536,
+        description="Bytes of messages that wait in memory in the whole broker (1 GiB), counted for each session that "
+        "they wait for. From 80 % on publishers that add to them are not read from until 60 % is reached; at 100 % the "
+        "sessions with most waiting lose their oldest messages.",
+    )
+    memory_pause_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Longest time in seconds that publishers are not read from for the sake of the memory budget; then "
+        "the sessions with most waiting are cut to 60 % of it.",
+    )
+
+    max_retained_messages: Count = Field(default=1_000_000, description="Topics with a retained message.")
+    max_retained_bytes: Count = Field(default=268_435_456, description="Bytes of all retained messages (256 MiB).")
+
+    data_dir: Path | None = Field(
+        default=None,
+        description="Directory for sessions, their messages and retained messages; made if it is not there. Without "
+        "one everything is in memory, for the life of the process.",
+    )
+    durability: Durability = Field(
+        default="fsync",
+        description="What an acknowledged message survives, where there is a data directory: fsync = a power cut, os = "
+        "the end of the process however it ends, memory = neither.",
+    )
+    durability_by_filter: dict[str, Durability] = Field(
+        default={},
+        description="Topic filters with a durability of their own, for the messages on topics that they match; the "
+        "first filter that matches decides.",
+    )
+    max_unwritten_bytes: Count = Field(
+        default=67_108_864,
+        description="Bytes of messages that wait to be written to disk (64 MiB) above which their publishers are not "
+        "read from until half of it is written.",
+    )
+
+    outbox_high_bytes: int = Field(
+        default=262_144,
+        ge=1024,
+        description="Bytes under way to one client above which its messages wait in the queue instead.",
+    )
+    outbox_max_bytes: int = Field(
+        default=4_194_304,
+        ge=2048,
+        description="Bytes of answers under way to one client above which nothing more is read from it.",
+    )
+    max_blocked_s: Seconds = Field(
+        default=60.0,
+        description="Seconds after which a client that does not take a byte of what is under way to it is cut off; 0 = "
+        "never.",
+    )
+    max_messages_per_s: Rate = Field(
+        default=0.0, description="Messages a second that one client may publish; then it is not read from. 0 = any."
+    )
+    max_bytes_per_s: Rate = Field(
+        default=0.0, description="Bytes a second that one client may send; then it is not read from. 0 = any."
+    )
+    max_connects_per_s: Rate = Field(
+        default=0.0,
+        description="Connections a second from one address; further ones are accepted and not read from until their "
+        "turn. 0 = any.",
+    )
+    max_routes: Count = Field(default=32_768, description="Topics whose receivers are remembered.")
+    sys_interval_s: Seconds = Field(default=10.0, description="Seconds between two updates of $SYS; 0 = no $SYS.")
+    stop_timeout_s: Seconds = Field(
+        default=5.0, description="Seconds that clients get to take what is under way at a stop."
+    )

@@ -1,0 +1,1 @@
+"""The broker as a synchronous state machine: no socket, no clock, no thread, no randomness."""

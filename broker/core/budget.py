@@ -1,0 +1,103 @@
+"""The memory that waiting messages may take in the whole broker, and who has to give some back.
+
+Every window says how many bytes wait in it (``charge``). Above the high mark publishers that add to it are not read
+from, until it is below the low mark again. If that takes longer than ``pause_s``, or the budget itself is used up, the
+heaviest pay: every window is cut to one and the same level, which leaves the lighter ones untouched.
+
+1. After ``relieve`` at most ``limit_bytes`` wait, and nobody is held up for longer than ``pause_s`` at a stretch.
+2. A message that waits for several sessions counts for each of them, though memory holds it once.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from .deadlines import Deadlines
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from .queue import Queue
+
+HIGH: Final = 0.8  # of the budget
+LOW: Final = 0.6
+
+
+class Budget:
+    """One broker's. ``attention`` asks for a call of ``relieve`` before the next turn."""
+
+    __slots__ = (
+        "_windows",
+        "attention",
+        "cut_off",
+        "deadlines",
+        "due_at",
+        "entry_at",
+        "high_bytes",
+        "limit_bytes",
+        "low_bytes",
+        "pause_s",
+        "pressed",
+        "used_bytes",
+    )
+
+    def __init__(self, config: "Config", deadlines: Deadlines | None = None) -> None:
+        self.limit_bytes = config.memory_budget_bytes
+        self.high_bytes = int(self.limit_bytes * HIGH)
+        self.low_bytes = int(self.limit_bytes * LOW)
+        self.pause_s = config.memory_pause_s
+        self.deadlines = deadlines if deadlines is not None else Deadlines()
+        self.used_bytes = 0
+        self.pressed = False  # publishers that add to it are to wait
+        self.attention = False
+        self.cut_off: dict[Queue, str] = {}
+        """Windows whose clients are to be disconnected, and why."""
+        self._windows: dict[Queue, int] = {}
+        self.due_at: float | None = None
+        self.entry_at: float | None = None
+
+    def charge(self, window: "Queue", size_bytes: int) -> None:
+        """``size_bytes`` wait in ``window`` now."""
+        self.used_bytes += size_bytes - self._windows.get(window, 0)
+        if size_bytes:
+            self._windows[window] = size_bytes
+        else:
+            self._windows.pop(window, None)
+        used = self.used_bytes
+        if used > self.limit_bytes or (used <= self.low_bytes if self.pressed else used > self.high_bytes):
+            self.attention = True
+
+    def disconnect(self, window: "Queue", why: str) -> None:
+        """Ask for the end of the connection of ``window``."""
+        self.cut_off[window] = why
+        self.attention = True
+
+    def relieve(self, now: float) -> None:
+        """Keep to the budget. Whom it concerns is told by ``pressed`` and ``cut_off``."""
+        self.attention = bool(self.cut_off)
+        if self.used_bytes > self.limit_bytes:
+            self._shed(self.high_bytes)
+        pressed = self.used_bytes > (self.low_bytes if self.pressed else self.high_bytes)
+        if pressed != self.pressed:
+            self.pressed = pressed
+            self.deadlines.set(self, now + self.pause_s if pressed else None)
+
+    def on_due(self, now: float) -> None:
+        """Publishers have waited long enough for the others to catch up."""
+        self._shed(self.low_bytes)
+        self.relieve(now)
+
+    def _shed(self, target_bytes: int) -> None:
+        level = self._level(target_bytes)
+        for window in [window for window, size_bytes in self._windows.items() if size_bytes > level]:
+            window.shed(level)
+
+    def _level(self, target_bytes: int) -> int:
+        """The size in bytes to which the heaviest windows must be cut to bring the sum down to ``target_bytes``."""
+        sizes = sorted(self._windows.values(), reverse=True)
+        over = self.used_bytes - target_bytes
+        if over <= 0:
+            return sizes[0] if sizes else 0
+        for count, (size, following) in enumerate(zip(sizes, [*sizes[1:], 0], strict=True), 1):
+            gain = (size - following) * count
+            if gain >= over:
+                return size - -(-over // count)
+            over -= gain
+        return 0

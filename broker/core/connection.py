@@ -1,0 +1,572 @@
+"""One client's side of the protocol: which packet is legal in which state, and what it does.
+
+The table ``HANDLERS`` is the state machine: a packet type that a state does not list is a protocol error. The
+handlers answer through the outbox and change the session; what concerns other clients (taking over, routing, wills)
+they leave to the ``Engine``. Nothing here waits, reads a clock or knows a socket.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from ..codec.encode import encode
+from ..codec.packets import (
+    MQTT_5_0,
+    NO_PROPERTIES,
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Pubcomp,
+    Publish,
+    PublishRun,
+    Pubrec,
+    Pubrel,
+    Suback,
+    Subscribe,
+    SubscribeFilter,
+    Unsuback,
+    Unsubscribe,
+)
+from ..codec.properties import Properties
+from ..codec.reasons import CONNACK_RETURN_CODE, ReasonCode
+from ..codec.wire import PACKET_ID
+from ..errors import ProtocolError
+from ..policy import choose, newest_only
+from .handout import Handout
+from .message import Message, WireRun
+from .ports import Completed, Outbox, PauseReason, Received
+from .session import Session
+from .topics import Grant, check_filter, check_topic, max_weight, reserved, weight
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+FORWARDED: Final = frozenset(
+    ("payload_format_indicator", "content_type", "response_topic", "correlation_data", "user_property")
+)
+
+
+NOT_SAID: Final = 1 << 62  # a batch that never comes
+
+
+class State(Enum):
+    """Where a connection is; ``HANDLERS`` has a row for each in which packets are taken."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    CLOSED = "closed"
+
+
+class Connection:
+    """The protocol state of one network connection."""
+
+    __slots__ = (
+        "_handlers",
+        "aliases",
+        "due_at",
+        "engine",
+        "entry_at",
+        "held_up",
+        "keep_alive_s",
+        "last_seen",
+        "max_packet_size",
+        "outbox",
+        "peer",
+        "problem_information",
+        "session",
+        "session_expiry_s",
+        "state",
+        "user",
+        "version",
+        "welcome",
+    )
+
+    def __init__(self, engine: "Engine", outbox: Outbox, peer: str, now: float) -> None:
+        self.engine = engine
+        self.outbox = outbox
+        self.peer = peer
+        self.become(State.CONNECTING)
+        self.version = 0  # unknown before CONNECT
+        self.user = ""
+        self.held_up = False  # by us: what it sends is not read for now
+        self.session: Session | None = None
+        self.session_expiry_s = 0
+        self.keep_alive_s = 0.0  # silence in seconds after which the client counts as gone; 0 = never
+        self.last_seen = now
+        self.due_at: float | None = None
+        self.entry_at: float | None = None
+        self.problem_information = True
+        self.max_packet_size = 0  # 0 = the client named none
+        self.welcome = 0  # the batch that CONNACK waits for
+        self.aliases: dict[int, str] | None = None
+
+    @property
+    def client_id(self) -> str:
+        """The client's id, "" before CONNECT was accepted."""
+        return self.session.client_id if self.session is not None else ""
+
+    def __repr__(self) -> str:
+        return f"<{self.state.value} {self.client_id!r:.200} from {self.peer}>"  # an id may have 65,535 bytes
+
+    def on_due(self, now: float) -> None:
+        """Nothing may have been heard for too long."""
+        self.engine.connection_due(self, now)
+
+    def become(self, state: State) -> None:
+        """Enter ``state``: from now on the packets of its row are legal."""
+        self.state = state
+        self._handlers = HANDLERS[state]
+
+    def receive(self, packets: Sequence[Packet], now: float) -> None:
+        """Take the packets of one read, in order. Raises ProtocolError at the first that is out of order.
+
+        Neighbouring PUBLISH packets that differ in payload and packet id only make a run. Decoders hand out one str per
+        topic, so identity tells.
+        """
+        self.last_seen = now
+        run: list[Message] = []
+        topic, qos, retain = "", 0, False
+        packet: Any  # its type is looked at once, as a whole
+        for packet in packets:
+            kind = type(packet)
+            if run:
+                if (
+                    kind is Message
+                    and packet.topic is topic
+                    and packet.qos == qos
+                    and packet.retain == retain
+                    and packet.properties is NO_PROPERTIES
+                ):
+                    run.append(packet)
+                    continue
+                self._on_run(run, now)
+                run = []
+            if kind is Message and packet.properties is NO_PROPERTIES:
+                run = [packet]
+                topic, qos, retain = packet.topic, packet.qos, packet.retain
+                continue
+            handler = self._handlers.get(kind)
+            if handler is None:
+                raise ProtocolError(f"{kind.__name__.upper()} while {self.state.value}")
+            handler(self, packet, now)
+        if run:
+            self._on_run(run, now)
+        session = self.session
+        if session is not None:
+            window = session.window
+            if window.queue or window.resend or window.latest is not None:
+                window.pump(now)  # acknowledgements may have made room
+
+    def pause(self, reason: PauseReason | None, now: float) -> None:
+        """The client is not read from any more, for ``reason``; None = it is again."""
+        if reason is None:
+            if self.held_up:
+                self.held_up = False
+                self.last_seen = now  # what it sent meanwhile is only seen now
+            return
+        self.held_up = reason is not PauseReason.OUTBOX  # it could read: then its silence counts
+        for counts in self._pauses():
+            counts[reason] = counts.get(reason, 0) + 1
+
+    def _pauses(self) -> "Iterator[dict[PauseReason, int]]":
+        yield self.engine.stats.paused
+        session = self.session
+        if session is not None:
+            if session.paused is None:
+                session.paused = {}
+            yield session.paused
+
+    # sending
+
+    def answer(self, packet: Packet, since: int | None = None) -> None:
+        """Answer in order; with ``since`` once all changes but the first ``since`` of this batch are durable."""
+        self.outbox.send_after(self._encode(packet), self._batch(since))
+        self.engine.stats.answers_sent += 1
+
+    def _batch(self, since: int | None) -> int:
+        engine = self.engine
+        return engine.batch if since is not None and len(engine.changes) > since else 0
+
+    def _encode(self, packet: Packet) -> bytes:
+        """The bytes of ``packet``, without its reason string if it is too long for the client with it.
+
+        5.0 [MQTT-3.1.2-24], [MQTT-3.2.2-19], [MQTT-3.9.2-1], [MQTT-3.14.2-3].
+        """
+        data = encode(packet, self.version)
+        limit = self.max_packet_size
+        if limit and len(data) > limit and isinstance(packet, Connack | Suback | Disconnect):
+            properties = packet.properties.copy()
+            properties.pop("reason_string", None)
+            data = encode(replace(packet, properties=properties), self.version)
+        if limit and len(data) > limit:
+            raise ProtocolError("the answer is over the client's Maximum Packet Size", ReasonCode.PACKET_TOO_LARGE)
+        return data
+
+    # CONNECT
+
+    def _on_connect(self, packet: Connect, now: float) -> None:
+        properties = packet.properties
+        self.version = packet.version
+        self.user = packet.username or ""
+        self.max_packet_size = properties.get("maximum_packet_size", 0)
+        config = self.engine.config
+        self.problem_information = bool(properties.get("request_problem_information", 1))
+        if "authentication_method" in properties:
+            # 5.0 section 4.12: no method is configured, so none is acceptable
+            raise ProtocolError("no such authentication method", ReasonCode.BAD_AUTHENTICATION_METHOD)
+        will = packet.will
+        if will is not None:
+            check_topic(will.topic, config.max_topic_levels)
+            if reserved(will.topic):
+                raise ProtocolError(f"the will topic {will.topic!r} is the broker's own", ReasonCode.NOT_AUTHORIZED)
+        client_id = packet.client_id
+        answer: Properties = {}
+        if not client_id:
+            if packet.version < MQTT_5_0 and (not packet.clean_start or packet.version == 3):
+                # 3.1.1 [MQTT-3.1.3-8]; MQTT 3.1 has no empty client ids
+                raise ProtocolError("empty client id", ReasonCode.CLIENT_IDENTIFIER_NOT_VALID)
+            client_id = self.engine.new_client_id()
+            while client_id in self.engine.sessions:
+                client_id = self.engine.new_client_id()
+            answer["assigned_client_identifier"] = client_id  # 5.0 [MQTT-3.2.2-16]
+        if packet.version == MQTT_5_0:
+            wanted = properties.get("session_expiry_interval", 0)
+            expiry_s = min(wanted, config.max_session_expiry_s)
+            if expiry_s != wanted:
+                answer["session_expiry_interval"] = expiry_s
+            receive_maximum = min(properties.get("receive_maximum", 65_535), config.max_inflight)
+        else:
+            expiry_s = 0 if packet.clean_start else config.max_session_expiry_s
+            receive_maximum = config.max_inflight
+        keep_alive_s = packet.keep_alive
+        if config.max_keep_alive_s < 65_535 and not 0 < keep_alive_s <= config.max_keep_alive_s:
+            keep_alive_s = answer["server_keep_alive"] = config.max_keep_alive_s
+        # 5.0 [MQTT-3.1.2-22], 3.1.1 [MQTT-3.1.2-24]
+        self.keep_alive_s = keep_alive_s * 1.5
+        self.session_expiry_s = expiry_s
+        since = len(self.engine.changes)
+        session, present = self.engine.open_session(self, client_id, packet.clean_start, expiry_s, will, now)
+        self.session = session
+        self.become(State.CONNECTED)
+        if self.version == MQTT_5_0:
+            if config.receive_maximum < 65_535:
+                answer["receive_maximum"] = config.receive_maximum
+            if config.topic_alias_maximum:
+                answer["topic_alias_maximum"] = config.topic_alias_maximum
+            answer["maximum_packet_size"] = config.max_packet_size_bytes
+        self.engine.log.info("connected: %r", self)
+        batch = self._batch(since)
+        self.welcome = NOT_SAID  # if the client cannot take CONNACK it is told nothing else either
+        self.answer(Connack(present, 0, answer), since)
+        self.welcome = batch
+        if batch:
+            self.outbox.hold(batch)  # 5.0 [MQTT-3.2.0-1] nothing leaves before CONNACK
+        session.window.attach(
+            self.outbox,
+            packet.version,
+            receive_maximum,
+            self.max_packet_size,
+            min(properties.get("topic_alias_maximum", 0), config.topic_alias_maximum),
+        )
+        if any(newest_only(grant.policy) for grant in session.subscriptions.values()):
+            self.outbox.shorten()
+        self.engine.deadlines.set(self, now + self.keep_alive_s if keep_alive_s else None)
+        session.window.resume(now)
+
+    def _on_auth(self, packet: Auth, now: float) -> None:
+        # 5.0 [MQTT-4.12.1-1] re-authentication needs the method of the CONNECT, and none had one
+        raise ProtocolError("AUTH without an authentication method in CONNECT", ReasonCode.PROTOCOL_ERROR)
+
+    def _on_disconnect(self, packet: Disconnect, now: float) -> None:
+        expiry_s = packet.properties.get("session_expiry_interval")
+        if expiry_s is not None:
+            if expiry_s and not self.session_expiry_s:
+                # 5.0 section 3.14.2.2.2
+                raise ProtocolError("DISCONNECT sets a Session Expiry Interval that CONNECT had as 0")
+            self.session_expiry_s = min(expiry_s, self.engine.config.max_session_expiry_s)
+            self._session.expiry_s = self.session_expiry_s
+        if packet.reason == ReasonCode.NORMAL_DISCONNECTION:
+            self._session.will = None  # 5.0 [MQTT-3.14.4-3], 3.1.1 [MQTT-3.14.4-3]
+        self.engine.leave(self, now, f"client said goodbye ({packet.reason:#04x})" if packet.reason else "")
+
+    def _on_pingreq(self, packet: Pingreq, now: float) -> None:
+        self.answer(Pingresp())  # 5.0 [MQTT-3.12.4-1]
+
+    # publishing
+
+    def _on_publish(self, packet: Publish, now: float) -> None:
+        """One PUBLISH that may have properties: what they ask for is done here, the rest of them travels on."""
+        properties = packet.properties
+        topic = self._resolve_alias(packet.topic, properties)
+        expiry_s = properties.get("message_expiry_interval")
+        message = Message(
+            topic,
+            packet.payload,
+            packet.qos,
+            packet.retain,
+            packet.dup,
+            packet.packet_id,
+            forwarded(properties),
+            self._session.client_id,
+            None if expiry_s is None else now + expiry_s,
+        )
+        self._take([message], now)
+
+    def _on_run(self, messages: list[Message], now: float) -> None:
+        """PUBLISH packets of one topic and one QoS without properties."""
+        session = self.session
+        if session is None or self.state is not State.CONNECTED:
+            raise ProtocolError(f"PUBLISH while {self.state.value}")
+        client_id = session.client_id
+        for message in messages:
+            message.sender = client_id
+            message.expires_at = None
+            message.batch = message.stored = 0
+        self._take(messages, now)
+
+    def _on_publish_run(self, packets: PublishRun, now: float) -> None:
+        """QoS 0 in bulk: nothing to acknowledge, nothing to look at but the topic."""
+        self.engine.stats.packets_received += packets.count - 1
+        self.engine.route(WireRun(packets, self.version, self._session.client_id, now))
+
+    def _take(self, messages: list[Message], now: float) -> None:
+        engine = self.engine
+        qos = messages[0].qos
+        since = len(engine.changes)
+        if not qos:
+            engine.publish(messages, now)
+            return
+        if qos == 2:
+            messages = self._new_only(messages)
+            if not messages:
+                return
+        if engine.store_trouble and self.version == MQTT_5_0:
+            reason: int = ReasonCode.QUOTA_EXCEEDED  # nothing new can be kept; what was taken waits for the disk
+        else:
+            reason = engine.publish(messages, now, self.session if qos == 2 else None)
+        self._acknowledge(messages, qos, reason, since)
+
+    def _acknowledge(self, packets: list[Message], qos: int, reason: int, since: int) -> None:
+        engine = self.engine
+        session = self.session
+        assert session is not None
+        if reason == ReasonCode.QUOTA_EXCEEDED and self.version < MQTT_5_0:
+            # Before 5.0 an acknowledgement cannot say no, and one that says yes would be a lie.
+            raise ProtocolError(f"no room for the message to {packets[0].topic!r}", reason)
+        if qos == 2 and reason < 0x80:
+            incoming = session.incoming
+            if incoming is None:
+                incoming = session.incoming = set()
+            for packet in packets:
+                incoming.add(packet.packet_id)
+                if session.window.changes is not None:
+                    engine.changes.append(Received(session.client_id, packet.packet_id))
+        if self.version < MQTT_5_0 or not reason:
+            kind = b"\x40\x02" if qos == 1 else b"\x50\x02"
+            data = b"".join([kind + PACKET_ID[packet.packet_id] for packet in packets])
+        else:
+            kind = b"\x40\x03" if qos == 1 else b"\x50\x03"
+            code = bytes((reason,))
+            data = b"".join([kind + PACKET_ID[packet.packet_id] + code for packet in packets])
+        outbox = self.outbox
+        engine.stats.answers_sent += len(packets)
+        # A QoS 2 message that was taken counts in ``incoming`` until PUBREL.
+        held = len(packets) if qos == 1 or reason >= 0x80 else 0
+        outbox.send_after(data, engine.batch if len(engine.changes) > since else 0, held)
+        if (
+            outbox.held
+            and self.version == MQTT_5_0
+            and outbox.held + len(session.incoming or ()) > engine.config.receive_maximum
+        ):
+            raise ProtocolError(
+                "more unacknowledged messages than Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
+            )
+
+    def _new_only(self, packets: list[Message]) -> list[Message]:
+        """Of QoS 2 messages, those that are no repetition; the others are acknowledged again (5.0 [MQTT-4.3.3-10])."""
+        incoming = self._session.incoming or set()
+        new: list[Message] = []
+        seen: set[int] = set()
+        for packet in packets:
+            if packet.packet_id in incoming or packet.packet_id in seen:
+                self.outbox.send_after(b"\x50\x02" + PACKET_ID[packet.packet_id], 0)
+                self.engine.stats.answers_sent += 1
+            else:
+                seen.add(packet.packet_id)
+                new.append(packet)
+        if self.version == MQTT_5_0 and len(incoming) + len(new) > self.engine.config.receive_maximum:
+            # 5.0 [MQTT-3.3.4-7]: more than we said we take
+            raise ProtocolError(
+                "more QoS 2 messages under way than Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
+            )
+        return new
+
+    def _resolve_alias(self, topic: str, properties: Properties) -> str:
+        alias = properties.get("topic_alias")
+        if alias is None:
+            return topic
+        if alias > self.engine.config.topic_alias_maximum:  # 5.0 [MQTT-3.2.2-17], [MQTT-3.2.2-18]
+            raise ProtocolError(f"topic alias {alias} is over our maximum", ReasonCode.TOPIC_ALIAS_INVALID)
+        if self.aliases is None:
+            self.aliases = {}
+        if topic:
+            self.aliases[alias] = topic
+            return topic
+        known = self.aliases.get(alias)
+        if known is None:
+            raise ProtocolError(f"topic alias {alias} was never set", ReasonCode.PROTOCOL_ERROR)
+        return known
+
+    def _on_pubrel(self, packet: Pubrel, now: float) -> None:
+        session = self._session
+        since = len(self.engine.changes)
+        known = session.incoming is not None and packet.packet_id in session.incoming
+        if known:
+            assert session.incoming is not None
+            session.incoming.discard(packet.packet_id)
+            if not session.incoming:
+                session.incoming = None
+            if session.window.changes is not None:
+                self.engine.changes.append(Completed(session.client_id, packet.packet_id))
+        reason = ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+        self.answer(Pubcomp(packet.packet_id, reason), since)  # 5.0 [MQTT-4.3.3-11]
+
+    # being delivered to
+
+    def _on_puback(self, packet: Puback, now: float) -> None:
+        window = self._session.window
+        entry = window.on_puback(packet.packet_id)
+        if entry is not None and packet.reason >= 0x80:
+            window.refused()
+
+    def _on_pubrec(self, packet: Pubrec, now: float) -> None:
+        window = self._session.window
+        since = len(self.engine.changes)
+        known = window.on_pubrec(packet.packet_id, packet.reason)
+        if packet.reason < 0x80:
+            # 5.0 [MQTT-4.3.3-4]; an unknown id is answered too, so that the receiver can forget it
+            reason = ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+            self.answer(Pubrel(packet.packet_id, reason), since)
+
+    def _on_pubcomp(self, packet: Pubcomp, now: float) -> None:
+        self._session.window.on_pubcomp(packet.packet_id)
+
+    # subscribing
+
+    def _on_subscribe(self, packet: Subscribe, now: float) -> None:
+        session, engine = self._session, self.engine
+        since = len(engine.changes)
+        identifiers = tuple(packet.properties.get("subscription_identifier", ()))
+        reasons: list[int] = []
+        why = NO_PROPERTIES
+        asked = packet.properties.get("user_property", ())
+        granted: list[tuple[SubscribeFilter, Grant, bool]] = []
+        for wanted in packet.filters:
+            new = wanted.filter not in session.subscriptions
+            try:
+                check_filter(wanted.filter, engine.config.max_topic_levels)
+                if wanted.no_local and wanted.filter.startswith("$share/"):  # 5.0 [MQTT-3.8.3-4]
+                    raise ProtocolError("No Local on a shared subscription", ReasonCode.PROTOCOL_ERROR)
+                if new and len(session.subscriptions) >= engine.config.max_subscriptions:
+                    raise ProtocolError("too many subscriptions in this session", ReasonCode.QUOTA_EXCEEDED)
+                if new and session.weight + weight(wanted.filter) > max_weight(engine.config):
+                    raise ProtocolError("the filters of this session are too long", ReasonCode.QUOTA_EXCEEDED)
+                durable = session.window.changes is not None
+                policy = choose(asked, engine.config.policies, wanted.filter, session.client_id, self.user, durable)
+            except ProtocolError as error:
+                if error.reason == ReasonCode.PROTOCOL_ERROR:
+                    raise
+                engine.log.info("%.200r may not subscribe to %.200r: %s", session.client_id, wanted.filter, error)
+                # 3.1.1 [MQTT-3.9.3-2] knows one code for every failure
+                reasons.append(error.reason if self.version == MQTT_5_0 else 0x80)
+                why = self._why(error)
+                continue
+            grant = Grant(wanted.qos, wanted.no_local, wanted.retain_as_published, identifiers, policy=policy)
+            grant = engine.subscribe(session, wanted.filter, grant)
+            if newest_only(grant.policy):
+                self.outbox.shorten()
+            reasons.append(wanted.qos)
+            granted.append((wanted, grant, new))
+        if granted:
+            engine.save(session)
+        self.answer(Suback(packet.packet_id, reasons, why), since)
+        retained: dict[str, Grant] = {}  # a filter that stands there a thousand times is looked up once
+        for wanted, grant, new in granted:
+            if grant.share is None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
+                retained[wanted.filter] = grant
+        if retained:
+            handout = Handout(self)
+            for filter, grant in retained.items():
+                handout.add(filter, grant, now)
+            handout.on_due(now)
+
+    def _on_unsubscribe(self, packet: Unsubscribe, now: float) -> None:
+        session, engine = self._session, self.engine
+        since = len(engine.changes)
+        reasons: list[int] = []
+        for filter in packet.filters:
+            known = engine.unsubscribe(session, filter, now)
+            reasons.append(ReasonCode.SUCCESS if known else ReasonCode.NO_SUBSCRIPTION_EXISTED)
+        engine.save(session)
+        self.answer(Unsuback(packet.packet_id, reasons if self.version == MQTT_5_0 else []), since)
+
+    # ending
+
+    @property
+    def _session(self) -> Session:
+        assert self.session is not None
+        return self.session
+
+    def refuse(self, error: ProtocolError) -> None:
+        """Answer an error as the state and the version allow; the caller closes the connection afterwards."""
+        packet: Packet
+        if self.state is State.CONNECTING and self.version == MQTT_5_0:
+            packet = Connack(False, error.reason, self._why(error))
+        elif self.state is State.CONNECTING and self.version and error.reason in CONNACK_RETURN_CODE:
+            packet = Connack(False, CONNACK_RETURN_CODE[error.reason])
+        elif self.state is State.CONNECTED and self.version == MQTT_5_0 and self.welcome <= self.engine.durable_batch:
+            packet = Disconnect(error.reason, self._why(error))
+        else:
+            return
+        with suppress(ProtocolError):  # a client that takes no packet of this size gets none
+            self.outbox.send(self._encode(packet))
+            self.engine.stats.answers_sent += 1
+
+    def _why(self, error: ProtocolError) -> Properties:
+        return {"reason_string": str(error)} if self.problem_information and str(error) else NO_PROPERTIES
+
+
+def forwarded(properties: Properties) -> Properties:
+    """What of a PUBLISH or will travels on to its receivers unaltered (5.0 [MQTT-3.3.2-4], [MQTT-3.3.2-15] ff.)."""
+    kept = {key: value for key, value in properties.items() if key in FORWARDED}
+    return cast(Properties, kept) if kept else NO_PROPERTIES
+
+
+Handler = Callable[[Connection, Any, float], None]
+
+HANDLERS: Final[dict[State, dict[type, Handler]]] = {
+    # 5.0 [MQTT-3.1.0-1] the first packet is CONNECT; 5.0 [MQTT-3.1.0-2] and there is no second one
+    State.CONNECTING: {Connect: Connection._on_connect},
+    State.CONNECTED: {
+        Publish: Connection._on_publish,
+        Message: Connection._on_publish,
+        PublishRun: Connection._on_publish_run,
+        Puback: Connection._on_puback,
+        Pubrec: Connection._on_pubrec,
+        Pubrel: Connection._on_pubrel,
+        Pubcomp: Connection._on_pubcomp,
+        Subscribe: Connection._on_subscribe,
+        Unsubscribe: Connection._on_unsubscribe,
+        Pingreq: Connection._on_pingreq,
+        Disconnect: Connection._on_disconnect,
+        Auth: Connection._on_auth,
+    },
+    State.CLOSED: {},
+}

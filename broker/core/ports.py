@@ -1,0 +1,205 @@
+"""What the core needs from outside: somewhere to send bytes (Outbox) and somewhere to keep what it promised (Store).
+
+The core never awaits. It appends bytes to outboxes and Change records to the current batch; adapters carry both out.
+An acknowledgement that depends on a batch is handed to the outbox together with the number of that batch, and the
+outbox lets it go once ``Engine.durable`` says that the batch is safe.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .message import Message
+    from .session import SessionRecord
+    from .topics import Grant
+    from .window import Entry, Window
+
+
+class PauseReason(Enum):
+    """Why a publisher is not being read from. Shown in metrics."""
+
+    OUTBOX = "outbox"  # it does not read the acknowledgements it caused
+    STORE = "store"  # the store has too much to write
+    MEMORY = "memory"  # too much waits in the broker, and it adds to that
+    RATE = "rate"  # it sends, or connects, faster than it may
+
+
+class Outbox(Protocol):
+    """The way back to one client. Order is kept within ``send`` and within ``send_after``, not between them."""
+
+    full: bool
+    """Over the high-water mark: queue instead of sending. ``Engine.writable`` is called when there is room again."""
+
+    held: int
+    """PUBLISH packets of this client whose acknowledgements wait in ``send_after`` for their batch."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything given to ``send_after`` has not left."""
+
+    def send(self, data: bytes) -> None:
+        """Put whole packets on the way; they leave at the end of this turn of the event loop."""
+
+    def send_after(self, data: bytes, batch: int, publishes: int = 0) -> None:
+        """Send once ``batch`` is durable and everything given here before has left. Batch 0 depends on nothing.
+
+        ``publishes`` is the number of PUBLISH packets that ``data`` acknowledges.
+        """
+
+    def hold(self, batch: int) -> None:
+        """Count as ``full`` until ``batch`` is durable."""
+
+    def release(self, batch: int) -> None:
+        """Batches up to this one are durable: let go what waited for them."""
+
+    def shorten(self) -> None:
+        """Be ``full`` early: this client wants the newest, and what is under way cannot be replaced."""
+
+    def close(self) -> None:
+        """Send what is under way, then close the connection. What is held is dropped."""
+
+
+@dataclass(slots=True)
+class Queued:
+    """``messages`` are owed to the session under ``seq`` and the numbers after it, which also give their packet ids."""
+
+    client_id: str
+    seq: int
+    messages: "list[Message]"
+    grant: "Grant"
+
+
+@dataclass(slots=True)
+class Acked:
+    """The session has ``message`` (PUBACK), or it was dropped by a stated policy. ``message`` None: PUBCOMP arrived."""
+
+    client_id: str
+    seq: int
+    message: "Message | None"
+
+
+@dataclass(slots=True)
+class Released:
+    """PUBREC arrived for ``seq``: the message is not owed any more, PUBREL is."""
+
+    client_id: str
+    seq: int
+    message: "Message"
+
+
+@dataclass(slots=True)
+class Received:
+    """A QoS 2 PUBLISH with ``packet_id`` was taken from the session; a second one is a repetition."""
+
+    client_id: str
+    packet_id: int
+
+
+@dataclass(slots=True)
+class Completed:
+    """PUBREL arrived for ``packet_id``: the id is free again."""
+
+    client_id: str
+    packet_id: int
+
+
+@dataclass(slots=True)
+class SessionSaved:
+    """The session exists as ``record`` says. Written at CONNECT, SUBSCRIBE, UNSUBSCRIBE and at disconnection."""
+
+    record: "SessionRecord"
+
+
+@dataclass(slots=True)
+class SessionGone:
+    """The session and all it owed ended."""
+
+    client_id: str
+
+
+@dataclass(slots=True)
+class RetainedSet:
+    """``message`` is the retained message of its topic; an empty payload removes it."""
+
+    message: "Message"
+
+
+@dataclass(slots=True)
+class Wanted:
+    """Not a promise but a question: up to ``count`` messages, about ``size_bytes`` of them, that ``window`` is owed
+    after ``seq``. ``Engine.refill`` takes the answer, which reflects every change before the question."""
+
+    window: "Window"
+    seq: int
+    count: int
+    size_bytes: int
+
+
+Change = Queued | Acked | Released | Received | Completed | SessionSaved | SessionGone | RetainedSet | Wanted
+
+
+class Batch(list[Change]):
+    """The changes gathered in this turn of the loop; ``number`` is the batch they will be."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 1
+
+
+@dataclass(slots=True)
+class Restored:
+    """A session as a store kept it. ``owed_count`` messages, ``owed_bytes`` of them (``Message.size``), wait for it.
+
+    ``released``: sequence numbers for which PUBREL is owed. ``incoming``: packet ids of QoS 2 messages taken over from
+    the client and not yet released by it. ``maybe_sent_seq``: messages up to this number may have gone out before.
+    """
+
+    record: "SessionRecord"
+    owed_count: int
+    owed_bytes: int
+    released: list[int]
+    incoming: set[int]
+    maybe_sent_seq: int
+
+
+class StoreEvents(Protocol):
+    """What a store tells the broker; in the event loop's thread."""
+
+    def durable(self, batch: int) -> None:
+        """Everything up to ``batch`` is as safe as its level promises."""
+
+    def refill(self, window: "Window", entries: "Sequence[Entry]") -> None:
+        """The answer to a ``Wanted``, in order."""
+
+    def store_trouble(self, trouble: str) -> None:
+        """Nothing becomes durable for now, in words that an operator can use; "" = all is well again."""
+
+
+class Store(Protocol):
+    """Keeps Change records. Batches become durable in order."""
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes of messages given to ``write`` that are not durable yet."""
+
+    def last_now(self, wall: float) -> float:
+        """Engine time to go on with, where ``wall`` is what the wall clock says; never less than it was before."""
+
+    def load(self, max_inflight: int) -> Iterable[Restored]:
+        """Every session that was kept. ``max_inflight``: how many messages may have been in flight to each."""
+
+    def load_retained(self) -> "Iterable[Message]":
+        """Every retained message."""
+
+    def start(self, events: StoreEvents) -> None:
+        """Begin to write; from now on ``events`` is told what happens. Called in the event loop, after loading."""
+
+    def write(self, batch: int, changes: list[Change]) -> None:
+        """Make the changes durable some time soon."""
+
+    def close(self) -> None:
+        """Write what is left and close. Raises StoreError if it cannot be written."""

@@ -1,0 +1,150 @@
+"""The retained message of every topic that has one, and their look-up by filter (5.0 section 3.3.1.3).
+
+Topics form a tree with one node per level, so that a wildcard look-up costs what it finds and the levels above it.
+Messages that expired are passed over and removed when they are met, or by ``sweep``.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from .message import Message
+
+NODE_BYTES: Final = 300  # a node, its dict and its name; or topics of many levels would cost more than their messages
+
+
+class _Node:
+    __slots__ = ("children", "message")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] = {}
+        self.message: Message | None = None
+
+
+class Retained:
+    """Bounded in messages and in bytes (``Message.size``, and ``NODE_BYTES`` for each level that only they have)."""
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self._root = _Node()
+        self._nodes: dict[str, _Node] = {}
+        self._expiring: dict[str, float] = {}
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Message]:
+        for node in self._nodes.values():
+            assert node.message is not None
+            yield node.message
+
+    def get(self, topic: str) -> Message | None:
+        """The retained message of exactly this topic, expired or not."""
+        node = self._nodes.get(topic)
+        return node.message if node is not None else None
+
+    def set(self, message: Message) -> bool:
+        """Keep ``message`` for its topic, or with an empty payload remove what was kept.
+
+        Returns False, changing nothing, if that would go beyond the bounds.
+        """
+        if not message.payload:  # 5.0 [MQTT-3.3.1-6], [MQTT-3.3.1-7]
+            self.remove(message.topic)
+            return True
+        node = self._nodes.get(message.topic)
+        growth = message.size - (node.message.size if node is not None and node.message is not None else 0)
+        new_levels: list[str] = []
+        if node is None:
+            if len(self._nodes) >= self._max_messages:
+                return False
+            node, new_levels = self._deepest(message.topic.split("/"))
+            growth += len(new_levels) * NODE_BYTES
+        if self.bytes + growth > self._max_bytes:
+            return False
+        for level in new_levels:
+            child = node.children[level] = _Node()
+            node = child
+        self._nodes[message.topic] = node
+        node.message = message
+        self.bytes += growth
+        if message.expires_at is not None:
+            self._expiring[message.topic] = message.expires_at
+        else:
+            self._expiring.pop(message.topic, None)
+        return True
+
+    def _deepest(self, levels: list[str]) -> tuple[_Node, list[str]]:
+        """The last node on the way along ``levels`` that there is, and the levels that are missing below it."""
+        node = self._root
+        for depth, level in enumerate(levels):
+            child = node.children.get(level)
+            if child is None:
+                return node, levels[depth:]
+            node = child
+        return node, []
+
+    def remove(self, topic: str) -> bool:
+        """Forget the retained message of ``topic``; False if there was none."""
+        node = self._nodes.pop(topic, None)
+        if node is None or node.message is None:
+            return False
+        self.bytes -= node.message.size
+        node.message = None
+        self._expiring.pop(topic, None)
+        if not node.children:
+            self._prune(topic.split("/"))
+        return True
+
+    def _prune(self, levels: list[str]) -> None:
+        path = [self._root]
+        for level in levels:
+            path.append(path[-1].children[level])
+        for parent, level, node in zip(path[-2::-1], reversed(levels), path[:0:-1], strict=True):
+            if node.children or node.message is not None:
+                return
+            del parent.children[level]
+            self.bytes -= NODE_BYTES
+
+    def matching(self, filter: str, now: float) -> Iterator[Message]:
+        """The retained messages that a new subscription to ``filter`` receives, without the expired ones."""
+        for message in self._matching(filter):
+            if message.expires_at is None or message.expires_at > now:
+                yield message
+
+    def _matching(self, filter: str) -> Iterator[Message]:
+        if "+" not in filter and "#" not in filter:
+            node = self._nodes.get(filter)
+            if node is not None and node.message is not None:
+                yield node.message
+            return
+        levels = filter.split("/")
+        stack = [(self._root, 0)]
+        while stack:
+            node, depth = stack.pop()
+            if depth == len(levels):
+                if node.message is not None:
+                    yield node.message
+                continue
+            level = levels[depth]
+            if level == "#":
+                if node.message is not None:
+                    yield node.message
+                stack += [(child, depth) for child in self._visible(node, depth)]
+            elif level == "+":
+                stack += [(child, depth + 1) for child in self._visible(node, depth)]
+            elif level in node.children:
+                stack.append((node.children[level], depth + 1))
+
+    def _visible(self, node: _Node, depth: int) -> list[_Node]:
+        """The children that a wildcard at ``depth`` sees: below the root not those that begin with $."""
+        if depth == 0 and node is self._root:  # 5.0 [MQTT-4.7.2-1]
+            return [child for level, child in reversed(node.children.items()) if not level.startswith("$")]
+        return list(reversed(node.children.values()))
+
+    def sweep(self, now: float) -> list[str]:
+        """Remove every expired message and return their topics."""
+        expired = [topic for topic, deadline in self._expiring.items() if deadline <= now]
+        for topic in expired:
+            self.remove(topic)
+        return expired

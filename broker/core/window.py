@@ -1,0 +1,461 @@
+"""The one queue of the broker: what a session is owed, what is in flight to it, and its packet ids.
+
+    deliver ──▶ queue, or latest ──▶ in flight ──PUBACK / PUBCOMP──▶ done
+        └────────────────────────────────▲   └──PUBREC──▶ released ──┘
+
+1. At most ``limit`` packets of QoS 1 and 2 are in flight (Receive Maximum); the rest waits in ``queue``.
+2. Queue and ``latest`` together are bounded in messages and in bytes. What does not fit is dropped by the policy of its
+   subscription and counted with its reason.
+3. Order is kept: nothing overtakes the queue, and after a reconnection what was in flight goes first, with DUP.
+4. What was sent once is never dropped, because the receiver may hold state for its packet id.
+5. A delivery at QoS 1 or 2 has a sequence number from the moment it is owed; its packet id follows from it
+   (``seq % 65535 + 1``), so that a restored session repeats a message under the id that it had.
+
+Nothing here knows sockets: bytes go to the ``Outbox``, promises to the list of changes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from ..codec.encode import publish_parts
+from ..codec.packets import MQTT_5_0
+from ..codec.wire import PACKET_ID
+from ..errors import ProtocolError
+from ..policy import MISSED_PROPERTY
+from .budget import Budget
+from .message import Message, Run
+from .ports import Acked, Outbox, Queued, Released, Restored, Wanted
+from .queue import DropReason as DropReason
+from .queue import Entry as Entry
+from .queue import Queue
+from .spill import Spill
+from .topics import Grant
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from .snapshot import Stats
+
+MAX_PACKET_ID: Final = 65_535
+DUP: Final = 0x08
+SLICE_BYTES: Final = 65_536  # how much one pump hands to the outbox before it looks at its mark again
+
+
+class Window(Queue):
+    """Deliveries to one session. ``keeps`` says whether it is owed messages while no client is connected.
+
+    ``wake`` is set for subscribers inside this process: they have no outbox and pull with ``take``.
+    """
+
+    __slots__ = (
+        "_aliases",
+        "_in_line",
+        "alias_maximum",
+        "inflight",
+        "keeps",
+        "limit",
+        "max_packet_size",
+        "released",
+        "sent",
+        "version",
+        "wake",
+    )
+
+    def __init__(self, client_id: str, config: "Config", stats: "Stats", budget: Budget | None = None) -> None:
+        super().__init__(client_id, config, stats, budget)
+        self.keeps = False
+        self.wake: Callable[[], None] | None = None
+        self.version = 4
+        self.limit = MAX_PACKET_ID
+        self.max_packet_size = 0  # 0 = the client named none
+        self.alias_maximum = 0
+        self._aliases: dict[str, int] | None = None  # topics named on this connection, if its client takes aliases
+        self.inflight: dict[int, Entry] = {}
+        self.released: dict[int, int] = {}  # packet id → seq of QoS 2 deliveries that wait for PUBCOMP
+        self.sent = 0
+        self._in_line = False  # whether something published at QoS 2 may still wait in the outbox
+
+    # state
+
+    @property
+    def present(self) -> bool:
+        """Whether somebody takes deliveries now: a connected client, or a subscriber inside this process."""
+        return self.outbox is not None or self.wake is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a delivery would go out at once."""
+        outbox = self.outbox
+        if outbox is None:
+            return self.wake is not None and not self.queue
+        if self.queue or self.resend or self.spill is not None or outbox.full:
+            return False
+        return len(self.inflight) + len(self.released) < self.limit
+
+    @property
+    def sent_seq(self) -> int:
+        """While no client is connected: deliveries up to this number may have been sent."""
+        sent_seq = self.spill.maybe_sent_seq if self.spill is not None else 0
+        return max(sent_seq, self.resend[-1][2]) if self.resend else sent_seq
+
+    @property
+    def waiting(self) -> int:
+        """Messages owed and not yet acknowledged, in flight or not."""
+        return self.queued + len(self.resend or ()) + len(self.inflight) + len(self.released)
+
+    def attach(
+        self, outbox: Outbox, version: int, receive_maximum: int, max_packet_size: int = 0, alias_maximum: int = 0
+    ) -> None:
+        """A client is connected to the session; call ``resume`` once CONNACK was sent."""
+        self.outbox = outbox
+        self.version = version
+        self.limit = receive_maximum
+        self.max_packet_size = max_packet_size
+        self.alias_maximum = alias_maximum
+        self._aliases = {} if alias_maximum else None
+
+    def detach(self) -> None:
+        """The connection is gone. What was in flight will be sent again, in its order, before anything else."""
+        self.outbox = None
+        self._aliases = None
+        if self.inflight:
+            again = deque(self.inflight.values())
+            if self.resend:
+                again.extend(self.resend)
+            self.resend = again
+            self.inflight = {}
+        if self.queue and not self._config.queue_qos0_offline:
+            kept = deque(entry for entry in self.queue if entry[2])
+            if len(kept) < len(self.queue):
+                self.drop(DropReason.OFFLINE, len(self.queue) - len(kept))
+                self.queued_bytes -= sum(entry[0].size for entry in self.queue if not entry[2])
+                self.queue = kept
+        if self.latest is not None and not self._config.queue_qos0_offline:
+            unkept = self.latest.drop_qos0()
+            if unkept:
+                self.drop(DropReason.OFFLINE, unkept)
+        self._settle()
+
+    def restore(self, kept: Restored) -> None:
+        """Take over what a store kept. The messages themselves are read when they are needed."""
+        self.seq = kept.record.seq
+        self.released = {seq % MAX_PACKET_ID + 1: seq for seq in sorted(kept.released)}
+        if kept.owed_count:
+            self.spill = Spill(0, kept.owed_count, kept.owed_bytes, kept.maybe_sent_seq)
+
+    # delivering
+
+    def deliver(self, run: Run, grant: Grant) -> None:
+        """Owe ``run`` to the session: send what can go now, queue the rest, drop what does not fit."""
+        qos = run.qos if run.qos < grant.qos else grant.qos
+        outbox = self.outbox
+        if outbox is None:
+            if self.wake is not None or (self.keeps and (qos or self._config.queue_qos0_offline)):
+                self._enqueue(run.messages, grant, qos)
+                self._settle()
+                if self.wake is not None:
+                    self.wake()
+            else:
+                self.drop(DropReason.OFFLINE, run.count)
+            return
+        policy = grant.policy
+        if policy is not None and (policy.period_s or self.latest or (self.missed and policy.tell_missed)):
+            self._enqueue(run.messages, grant, qos)
+            self.pump(run.now)
+            return
+        if outbox.full or self.queue or self.resend or self.spill or self.max_packet_size or self.alias_maximum:
+            self._enqueue(run.messages, grant, qos)
+            if not outbox.full:
+                self.pump(run.now)
+            else:
+                self._settle()
+            return
+        if qos == 0:
+            data = run.frames(self.version, grant.retain_as_published, grant.identifiers)
+            self._send(outbox, data, run.qos == 2, run.batch)
+            self.sent += run.count
+            self._stats.messages_sent += run.count
+            self._stats.payload_bytes_sent += run.payload_bytes
+            return
+        messages = run.messages
+        inflight = self.inflight
+        room = self.limit - len(inflight) - len(self.released)
+        if room <= 0:
+            self._enqueue(messages, grant, qos)
+            self._settle()
+            return
+        pieces: list[bytes] = []
+        seq = first = self.seq
+        for message, (head, tail) in zip(
+            messages[:room], run.parts(self.version, qos, grant.retain_as_published, grant.identifiers), strict=False
+        ):
+            packet_id = (seq + 1) % MAX_PACKET_ID + 1
+            if packet_id in inflight or packet_id in self.released:
+                break  # an old delivery still holds this id: wait for it
+            seq += 1
+            inflight[packet_id] = (message, grant, seq)
+            pieces += (head, PACKET_ID[packet_id], tail)
+        self.seq = seq
+        count = seq - first
+        batch = run.batch
+        if self.changes is not None and count and messages[0].stored >= 0:
+            self.changes.append(Queued(self.client_id, first + 1, messages[:count], grant))
+            if qos == 2:
+                # The client will remember this packet id until PUBREL; so must we, even through a crash, or the next
+                # message under the same id would look like a repetition of this one.
+                batch = self.changes.number
+        if pieces:
+            self._send(outbox, b"".join(pieces), run.qos == 2, batch)
+        self.sent += count
+        self._stats.messages_sent += count
+        if count == len(messages):
+            self._stats.payload_bytes_sent += run.payload_bytes
+        else:
+            self._stats.payload_bytes_sent += sum([len(message.payload) for message in messages[:count]])
+            self._enqueue(messages[count:], grant, qos)
+            self._settle()
+
+    def resume(self, now: float) -> None:
+        """After a reconnection: PUBREL for what was released, then what was in flight, then the queue.
+
+        5.0 [MQTT-4.4.0-1], [MQTT-4.6.0-1], [MQTT-4.6.0-4]: with the original packet ids, in the original order.
+        """
+        assert self.outbox is not None
+        if self.released:
+            self._stats.answers_sent += len(self.released)
+            self.outbox.send_after(b"".join(b"\x62\x02" + PACKET_ID[packet_id] for packet_id in self.released), 0)
+        self.pump(now)
+
+    def pump(self, now: float) -> None:
+        """Send from the queue while the window and the outbox have room."""
+        outbox = self.outbox
+        if outbox is None:
+            return
+        pieces: list[bytes] = []
+        waits = False  # whether any was published at QoS 2
+        size = batch = 0
+        while not outbox.full:
+            source = self.resend or self.queue
+            latest = self.latest
+            newest = None
+            if latest is not None and not self.resend:
+                newest = latest.first(now, bool(source) or self.spill is not None)
+            if newest is not None:
+                message, grant, seq = newest
+            elif source:
+                message, grant, seq = source[0]
+            else:
+                break
+            packet_id = 0
+            if seq:
+                packet_id = seq % MAX_PACKET_ID + 1
+                if len(self.inflight) + len(self.released) >= self.limit:
+                    break
+                if packet_id in self.inflight or packet_id in self.released:
+                    break
+            again = False
+            if newest is not None:
+                assert latest is not None
+                latest.take(now)
+            else:
+                assert source
+                source.popleft()
+                again = source is self.resend
+                if not again:
+                    self.queued_bytes -= message.size
+                    if latest is not None:
+                        latest.passed()
+            if not again and message.expires_at is not None and message.expires_at <= now:
+                # 5.0 [MQTT-3.3.2-5] delivery did not start in time
+                self.forget(seq, message, DropReason.EXPIRED)
+                continue
+            frame = self._frame(message, grant, packet_id, again, now)
+            if self.max_packet_size and len(frame) > self.max_packet_size:
+                # 5.0 [MQTT-3.1.2-25] act as if it had been delivered
+                self.forget(seq, message, DropReason.TOO_LARGE)
+                continue
+            if seq:
+                self.inflight[packet_id] = (message, grant, seq)
+            self.sent += 1
+            self._stats.messages_sent += 1
+            self._stats.payload_bytes_sent += len(message.payload)
+            size += len(frame)
+            pieces.append(frame)
+            if message.qos == 2:
+                waits = True
+                batch = max(batch, message.batch)
+            if size >= SLICE_BYTES:
+                self._send(outbox, b"".join(pieces), waits, batch)
+                pieces, waits, size, batch = [], False, 0, 0
+        if pieces:
+            self._send(outbox, b"".join(pieces), waits, batch)
+        if self.resend is not None and not self.resend:
+            self.resend = None
+        if self.queue is not None and not self.queue:
+            self.queue = None  # an empty deque takes 600 bytes, which most sessions never need
+        if self.spill is not None:
+            self.read_ahead()
+        elif self.latest is not None and self.queue is None and self.latest.idle:
+            self.latest = None
+            self.mixed = bool(self.inflight)
+        self._settle()
+
+    def _send(self, outbox: Outbox, data: bytes, waits: bool, batch: int) -> None:
+        """Send in order: what was published at QoS 2 waits for its batch, and nothing overtakes it meanwhile."""
+        if waits:
+            self._in_line = True
+            outbox.send_after(data, batch)
+        elif self._in_line and outbox.waits:
+            outbox.send_after(data, 0)
+        else:
+            self._in_line = False
+            outbox.send(data)
+
+    def take(self, now: float) -> Message | None:
+        """The next message for a subscriber in this process, None if there is none. Taking it acknowledges it."""
+        while True:
+            latest = self.latest
+            newest = latest.first(now, bool(self.queue)) if latest is not None else None
+            if latest is not None and newest is not None:
+                message, _, seq = newest
+                latest.take(now)
+            elif self.queue:
+                message, _, seq = self.queue.popleft()
+                self.queued_bytes -= message.size
+                if latest is not None:
+                    latest.passed()
+            else:
+                break
+            self._settle()
+            if message.expires_at is not None and message.expires_at <= now:
+                self.forget(seq, message, DropReason.EXPIRED)
+                continue
+            self.sent += 1
+            self._stats.messages_sent += 1
+            self._stats.payload_bytes_sent += len(message.payload)
+            return message
+        self.queue = None
+        return None
+
+    def _frame(self, message: Message, grant: Grant, packet_id: int, again: bool, now: float) -> bytes:
+        qos = message.qos if message.qos < grant.qos else grant.qos
+        retain = message.retain and grant.retain_as_published
+        if self.missed and grant.policy is not None and grant.policy.tell_missed and self.version == MQTT_5_0:
+            properties = message.outgoing(grant.identifiers, now)
+            properties["user_property"] = [*properties.get("user_property", ()), (MISSED_PROPERTY, str(self.missed))]
+            self.missed = 0
+            head, tail = publish_parts(message.topic, message.payload, qos, retain, properties, self.version)
+        elif self._aliases is not None and message.qos < 2:  # what may wait must not name an alias for what does not
+            head, tail = self._aliased(self._aliases, message, qos, retain, grant.identifiers, now)
+        else:
+            head, tail = message.parts(self.version, qos, retain, grant.identifiers, now)
+        if not qos:
+            return head + tail
+        if again:  # 5.0 [MQTT-3.3.1-1]
+            head = bytes((head[0] | DUP,)) + head[1:]
+        return head + PACKET_ID[packet_id] + tail
+
+    def _aliased(
+        self,
+        aliases: dict[str, int],
+        message: Message,
+        qos: int,
+        retain: bool,
+        identifiers: tuple[int, ...],
+        now: float,
+    ) -> tuple[bytes, bytes]:
+        """5.0 section 3.3.2.3.4: name the topic once per connection, then send its alias alone."""
+        properties = message.outgoing(identifiers, now)
+        topic, payload = message.topic, message.payload
+        alias = aliases.get(topic, 0)
+        if alias or len(aliases) < self.alias_maximum:  # 5.0 [MQTT-3.1.2-26]
+            properties["topic_alias"] = alias or len(aliases) + 1
+            head, tail = publish_parts("" if alias else topic, payload, qos, retain, properties, self.version)
+            limit = self.max_packet_size
+            if not limit or len(head) + len(tail) + (2 if qos else 0) <= limit:
+                aliases.setdefault(topic, len(aliases) + 1)  # the client knows it only from what it is sent
+                return head, tail
+            del properties["topic_alias"]
+        return publish_parts(topic, payload, qos, retain, properties, self.version)
+
+    def slot_came(self, now: float) -> None:
+        """A message of ``latest`` may be sent from now on."""
+        if self.wake is not None:
+            self.wake()
+        elif self.outbox is not None and not self.outbox.full:
+            self.pump(now)
+
+    def read_ahead(self, to_drop: int = 0) -> None:
+        """Ask for the next slice of what only the store has, when less than half of the memory for it is in use."""
+        config = self._config
+        spill = self.spill
+        room = config.max_memory_messages - len(self.queue or ()) - len(self.resend or ())
+        if spill is None or spill.asked or (room * 2 < config.max_memory_messages and not to_drop):
+            return
+        room = max(room, min(to_drop, config.max_memory_messages))  # what a full memory hides must go in its turn too
+        assert self.changes is not None
+        spill.asked = spill.count
+        self.changes.append(Wanted(self, spill.after_seq, room, config.max_memory_bytes))
+
+    def refill(self, entries: Sequence[Entry], now: float) -> None:
+        """A slice came from the store, in order."""
+        self.take_back(entries)
+        self.pump(now)
+
+    # acknowledgements
+
+    def on_puback(self, packet_id: int) -> Entry | None:
+        """QoS 1 delivered; None if nothing was in flight under this id (5.0 section 4.4 lets a server ignore that)."""
+        entry = self.inflight.get(packet_id)
+        if entry is None:
+            return None
+        if entry[0].qos == 2 and entry[1].qos == 2:  # it stays where it is: still owed, and in its order
+            raise ProtocolError(f"PUBACK for packet id {packet_id}, which was sent at QoS 2")
+        del self.inflight[packet_id]
+        if self.changes is not None:
+            self.changes.append(Acked(self.client_id, entry[2], entry[0]))
+        return entry
+
+    def on_pubrec(self, packet_id: int, reason: int) -> bool:
+        """QoS 2 received; False if nothing was in flight under this id."""
+        entry = self.inflight.get(packet_id)
+        if entry is None:
+            return packet_id in self.released
+        message, grant, seq = entry
+        if message.qos < 2 or grant.qos < 2:
+            raise ProtocolError(f"PUBREC for packet id {packet_id}, which was sent at QoS 1")
+        del self.inflight[packet_id]
+        if reason >= 0x80:
+            self.forget(seq, message, DropReason.REFUSED)
+            return True
+        self.released[packet_id] = seq
+        if self.changes is not None:
+            self.changes.append(Released(self.client_id, seq, message))
+        return True
+
+    def on_pubcomp(self, packet_id: int) -> bool:
+        """QoS 2 complete; False if nothing was released under this id."""
+        seq = self.released.pop(packet_id, None)
+        if seq is None:
+            return False
+        if self.changes is not None:
+            self.changes.append(Acked(self.client_id, seq, None))
+        return True
+
+    # dropping
+
+    def refused(self) -> None:
+        """PUBACK came with a reason of 0x80 or above; 5.0 [MQTT-4.8.2-6] nobody else gets the message."""
+        self.drop(DropReason.REFUSED, 1)
+
+    def end(self) -> None:
+        """The session is over: what it was still owed is counted as dropped."""
+        if self.waiting:
+            self.drop(DropReason.SESSION_ENDED, self.waiting)
+        if self.latest is not None:
+            self.latest.dissolve()
+        self.queue = self.resend = self.spill = self.latest = None
+        self.inflight = {}
+        self.released = {}
+        self.queued_bytes = 0
+        self._settle()

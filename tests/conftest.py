@@ -1,0 +1,31 @@
+"""For all tests: where nothing may be left out (``TIDINGS_REQUIRE_ALL=1``), a skipped test is a failed one."""
+
+import os
+from collections.abc import Generator
+from typing import TypeVar
+
+import pytest
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+pytest_plugins = ["pytester"]  # for the tests of our own plugin
+
+REQUIRE_ALL = os.environ.get("TIDINGS_REQUIRE_ALL") == "1"
+
+
+def _refuse_skip(report: Report) -> Report:
+    if REQUIRE_ALL and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"TIDINGS_REQUIRE_ALL=1 allows no skip: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _refuse_skip((yield))
