@@ -1,0 +1,1 @@
+"""Where promises are kept: the store behind the core's ``Store`` port."""

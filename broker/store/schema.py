@@ -1,0 +1,113 @@
+"""The tables of a store, how older ones become today's, and how a database is opened.
+
+    messages ◀── owed ──▶ grants        one row per message, however many sessions are owed it
+        ▲          │
+        │          ▼
+    retained    sessions ◀── subscriptions, released, incoming
+
+``messages`` is an append-only log: its rows are written once and go when ``owners`` (rows in ``owed`` and ``retained``
+that refer to them) reaches 0. ``owed`` is small and ordered by session and sequence number, which is how it is read.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from ..errors import StoreError
+
+FILE_NAME: Final = "tidings.db"
+APPLICATION_ID: Final = 0x74646E67  # "tdng", so that `file` and we can tell the database from another
+
+# Entry n takes a database from schema version n to n + 1. Entries are never changed, only added.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE messages (id INTEGER PRIMARY KEY, owners INTEGER NOT NULL, body BLOB NOT NULL);
+    CREATE TABLE grants (id INTEGER PRIMARY KEY, options TEXT NOT NULL);
+    CREATE TABLE sessions (
+        id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE, expiry_s INTEGER NOT NULL, expires_at REAL,
+        connected INTEGER NOT NULL, will BLOB, will_at REAL, sent_seq INTEGER NOT NULL, seq INTEGER NOT NULL
+    );
+    CREATE TABLE owed (
+        session INTEGER NOT NULL, seq INTEGER NOT NULL, message INTEGER NOT NULL, options INTEGER NOT NULL,
+        size INTEGER NOT NULL, PRIMARY KEY (session, seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE subscriptions (
+        session INTEGER NOT NULL, filter TEXT NOT NULL, options TEXT NOT NULL, PRIMARY KEY (session, filter)
+    ) WITHOUT ROWID;
+    CREATE TABLE released (
+        session INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (session, seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE incoming (
+        session INTEGER NOT NULL, packet_id INTEGER NOT NULL, PRIMARY KEY (session, packet_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE retained (topic TEXT PRIMARY KEY, message INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE clock (
+        id INTEGER PRIMARY KEY CHECK (id = 1), now REAL NOT NULL, boot TEXT NOT NULL, since REAL NOT NULL
+    );
+    """,
+)
+
+_CACHE_KIB: Final = 65_536
+_CHECKPOINT_PAGES: Final = 8_000  # 32 MB of log before it is folded into the database: rarely, and in long strokes
+_LOG_LIMIT_BYTES: Final = 67_108_864
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open the database at ``path`` for one thread at a time. Raises StoreError if it is none of ours or too new."""
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    try:
+        database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: cannot be opened: {error}") from None
+    try:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        owner = database.execute("PRAGMA application_id").fetchone()[0]
+        empty = not database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if owner != APPLICATION_ID and not (empty and not version and not read_only):
+            raise StoreError(f"{path}: not a database of tidings")
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{path}: written by a newer tidings (schema {version}, this one knows up to {len(MIGRATIONS)}); "
+                "update tidings"
+            )
+        if not read_only:
+            _prepare(database, version)
+    except sqlite3.Error as error:
+        database.close()
+        raise StoreError(explain(path, error)) from None
+    except StoreError:
+        database.close()
+        raise
+    return database
+
+
+def _prepare(database: sqlite3.Connection, version: int) -> None:
+    database.executescript(
+        f"""
+        PRAGMA page_size = 4096;
+        PRAGMA synchronous = EXTRA; -- or a power cut could bring back the journal of the first transaction
+        PRAGMA journal_mode = WAL;
+        PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES};
+        PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES};
+        PRAGMA cache_size = -{_CACHE_KIB};
+        PRAGMA temp_store = MEMORY;
+        """
+    )
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        database.executescript(
+            f"BEGIN IMMEDIATE; {statements}"
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+def explain(path: Path, error: Exception) -> str:
+    """A database error in words that say what to do."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return (
+            f"{path}: the database is damaged ({error}); see 'tidings store check {path.parent}', save what "
+            f"'tidings store export {path.parent}' can read, and move the directory away"
+        )
+    if name == "SQLITE_FULL":
+        return f"{path}: no space left to write to; make room on that disk"
+    return f"{path}: {error}"

@@ -1,0 +1,349 @@
+"""The durable store: SQLite in WAL mode, one writer thread, group commit.
+
+The event loop hands over batches and goes on. The thread takes whatever has gathered, writes its net effect in one
+transaction and reports the last batch of it as durable: an idle broker commits each batch at once, a busy one fewer and
+larger ones, without a timer. The same thread reads, so that what it reads reflects every change before the question.
+
+1. One process per directory (``Directory``), one thread per database connection at a time.
+2. A batch is reported only after COMMIT returned; at level ``fsync`` that is after the log was flushed to the disk.
+3. A transaction that fails is tried again until it succeeds: nothing is reported, nothing is forgotten.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from ..config import Config
+from ..core.levels import Levels
+from ..core.message import Message
+from ..core.ports import Change, Queued, Restored, RetainedSet, StoreEvents, Wanted
+from ..core.session import SessionRecord
+from ..core.topics import Grant
+from ..core.window import Entry
+from ..errors import StoreError
+from .directory import Directory
+from .elapsed import boot, resume
+from .rows import decode_grant, decode_message, decode_will
+from .schema import FILE_NAME, connect, explain
+from .unwritten import Kept, Unwritten
+
+log: Final = logging.getLogger("tidings.broker.store")
+
+RETRY_S: Final = 1.0  # between two attempts to write while the disk does not take it
+CLOCK_S: Final = 10.0  # how old the kept engine time may be, while there is something to write
+MAX_CACHED: Final = 4_096  # messages read for one session that the next one may be owed too
+
+Batch = tuple[int, list[Change], int]
+
+
+class SqliteStore:
+    """Keeps everything in ``tidings.db`` below ``directory``. Raises StoreError if it is in use, damaged or too new."""
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self._config = config
+        self._levels = Levels(config)
+        self._directory = Directory(directory)
+        self._path = directory / FILE_NAME
+        try:
+            self._database = connect(self._path)
+        except StoreError:
+            self._directory.release()
+            raise
+        self._sessions: dict[str, Kept] = {}
+        needs_flush = (lambda topic: self._levels.level(topic) == "fsync") if self._levels.varies else None
+        self._unwritten = Unwritten(self._sessions, needs_flush)
+        self._grants: dict[int, Grant] = {}
+        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        self._wanted: list[Wanted] = []
+        self._cache: dict[int, Message] = {}
+        self._bytes_in = 0  # of messages given to write; the loop's thread counts
+        self._bytes_out = 0  # of those that are durable; the writer's thread counts
+        self._flushes = "fsync" in (config.durability, *config.durability_by_filter.values())
+        self._flushing: bool | None = None
+        self._trouble = ""  # why nothing can be written
+        self._damage = ""  # what could not be read
+        self._retry_at = 0.0
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._events: StoreEvents | None = None
+        self._clock_base = 0.0
+        self._clock_kept = 0.0
+        self.commits = 0
+        self.flushes = 0
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes of messages that are not durable yet."""
+        return self._bytes_in - self._bytes_out
+
+    # before the start, in the caller's thread
+
+    def last_now(self, wall: float) -> float:
+        """Engine time to go on with; see ``elapsed``."""
+        try:
+            kept = self._database.execute("SELECT now, boot, since FROM clock").fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(explain(self._path, error)) from None
+        now = resume(kept, wall)
+        self._clock_base = now - time.monotonic()
+        self._clock_kept = now
+        return now
+
+    def load(self, max_inflight: int) -> Iterator[Restored]:
+        """Every session, without the messages it is owed. Raises StoreError if the database cannot be read."""
+        try:
+            yield from self._load(max_inflight)
+        except (sqlite3.Error, ValueError, IndexError) as error:
+            raise StoreError(explain(self._path, error)) from None
+
+    def _load(self, max_inflight: int) -> Iterator[Restored]:
+        database = self._database
+        grants = [(number, text, decode_grant(text)) for number, text in database.execute("SELECT * FROM grants")]
+        self._grants = {number: grant for number, _, grant in grants}
+        next_session = 1 + database.execute("SELECT coalesce(max(id), 0) FROM sessions").fetchone()[0]
+        next_message = 1 + database.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0]
+        self._unwritten.begin(next_session, next_message, grants)
+        owed = {
+            row[0]: row[1:]
+            for row in database.execute("SELECT session, count(*), sum(size), max(seq) FROM owed GROUP BY session")
+        }
+        released: dict[int, list[int]] = {}
+        for session, seq in database.execute("SELECT session, seq FROM released"):
+            released.setdefault(session, []).append(seq)
+        incoming: dict[int, set[int]] = {}
+        for session, packet_id in database.execute("SELECT session, packet_id FROM incoming"):
+            incoming.setdefault(session, set()).add(packet_id)
+        subscriptions: dict[int, dict[str, Grant]] = {}
+        decoded: dict[str, Grant] = {}
+        for session, filter, options in database.execute("SELECT session, filter, options FROM subscriptions"):
+            grant = decoded.get(options)
+            if grant is None:
+                grant = decoded[options] = decode_grant(options)
+            subscriptions.setdefault(session, {})[filter] = grant
+        for row in database.execute("SELECT * FROM sessions ORDER BY id").fetchall():
+            number, client_id, expiry_s, expires_at, connected, will, will_at, sent_seq, seq = row
+            count, size_bytes, last_seq = owed.get(number, (0, 0, 0))
+            unfinished = released.get(number, [])
+            filters = subscriptions.get(number, {})
+            self._sessions[client_id] = Kept(number, filters, in_database=True)
+            maybe_sent_seq = sent_seq
+            if connected and count:
+                found = database.execute(
+                    "SELECT seq FROM owed WHERE session = ? ORDER BY seq LIMIT 1 OFFSET ?", (number, max_inflight - 1)
+                ).fetchone()
+                maybe_sent_seq = last_seq if found is None else found[0]
+            record = SessionRecord(
+                client_id,
+                expiry_s,
+                expires_at,
+                bool(connected),
+                filters,
+                None if will is None else decode_will(will),
+                will_at,
+                sent_seq,
+                max(seq, last_seq, max(unfinished, default=0)),
+            )
+            yield Restored(record, count, size_bytes, unfinished, incoming.get(number, set()), maybe_sent_seq)
+
+    def load_retained(self) -> Iterator[Message]:
+        """Every retained message. Raises StoreError if the database cannot be read."""
+        try:
+            for number, body in self._database.execute(
+                "SELECT m.id, m.body FROM retained r JOIN messages m ON m.id = r.message"
+            ):
+                yield decode_message(body, number)
+        except sqlite3.Error as error:
+            raise StoreError(explain(self._path, error)) from None
+
+    def start(self, events: StoreEvents) -> None:
+        """Start the writer thread. ``events`` is called in the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._events = events
+        self._thread = threading.Thread(target=self._run, name="tidings-store", daemon=True)
+        self._thread.start()
+
+    # in the loop's thread
+
+    def write(self, batch: int, changes: list[Change]) -> None:
+        """Make the changes durable with whatever else gathers."""
+        size_bytes = 0
+        last: Message | None = None
+        for change in changes:
+            if type(change) is Queued:
+                messages = change.messages
+                if messages and messages[-1] is not last:
+                    last = messages[-1]
+                    size_bytes += last.size * len(messages)
+            elif type(change) is RetainedSet:
+                size_bytes += change.message.size
+        self._bytes_in += size_bytes
+        self._batches.put((batch, changes, size_bytes))
+
+    def close(self) -> None:
+        """Write what is left, end the thread and let go of the directory."""
+        if self._thread is not None:
+            self._batches.put(None)
+            self._thread.join()
+            self._thread = None
+        else:
+            self._database.close()
+        self._directory.release()
+        if self._trouble:
+            raise StoreError(f"not everything could be written: {self._trouble}")
+        if self._damage:
+            raise StoreError(self._damage)
+
+    # in the writer's thread
+
+    def _run(self) -> None:
+        batches = self._batches
+        closing = False
+        last = written = size_bytes = 0
+        while not closing or last > written:
+            try:
+                item = batches.get(timeout=RETRY_S if self._trouble else None)
+                while True:
+                    if item is None:
+                        closing = True
+                    else:
+                        last, changes, size = item
+                        size_bytes += size
+                        self._take(changes)
+                    item = batches.get_nowait()
+            except Empty:
+                pass
+            if self._due(closing) and self._commit(closing):
+                if last > written:
+                    written = last
+                    self._bytes_out += size_bytes
+                    size_bytes = 0
+                    assert self._events is not None
+                    self._call(self._events.durable, written)
+                self._answer()
+            elif closing:
+                break
+        with suppress(sqlite3.Error):
+            self._database.close()
+
+    def _take(self, changes: list[Change]) -> None:
+        try:
+            self._unwritten.add(changes)
+        except Exception:
+            log.exception("internal error of the store")
+        self._wanted += [change for change in changes if type(change) is Wanted]
+
+    def _due(self, closing: bool) -> bool:
+        """Whether to try now: while the disk takes nothing, once in ``RETRY_S`` is enough."""
+        now = time.monotonic()
+        if self._trouble and not closing and now < self._retry_at:
+            return False
+        self._retry_at = now + RETRY_S
+        return True
+
+    def _commit(self, closing: bool) -> bool:
+        """One transaction with everything unwritten; whether all is written now."""
+        unwritten = self._unwritten
+        now = self._clock_base + time.monotonic()
+        clock = closing or (bool(unwritten) and now > self._clock_kept + CLOCK_S)
+        if not unwritten and not clock:
+            return not self._trouble or self._recovered()
+        database = self._database
+        try:
+            self._flush_if(self._flushes and unwritten.urgent)
+            database.execute("BEGIN IMMEDIATE")
+            unwritten.write(database)
+            if clock:
+                database.execute("INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?)", (now, *boot()))
+            database.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            with suppress(sqlite3.Error):
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+            unwritten.failed()
+            self._fail(explain(self._path, error))
+            return False
+        unwritten.written()
+        self.commits += 1
+        self.flushes += bool(self._flushing)
+        if clock:
+            self._clock_kept = now
+        return not self._trouble or self._recovered()
+
+    def _flush_if(self, needed: bool) -> None:
+        if needed is not self._flushing:
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if needed else 'NORMAL'}")
+            self._flushing = needed
+
+    def _answer(self) -> None:
+        """Read what was asked for."""
+        wanted, self._wanted = self._wanted, []
+        for question in wanted:
+            window = question.window
+            try:
+                entries = self._read(question)
+            except (sqlite3.Error, StoreError) as error:
+                # Only this session waits: what can be read is delivered to the others.
+                self._damage = str(error) if isinstance(error, StoreError) else explain(self._path, error)
+                log.error("messages for client %r cannot be read: %s", window.client_id, self._damage)
+                continue
+            assert self._events is not None
+            self._call(self._events.refill, window, entries)
+
+    def _read(self, question: Wanted) -> list[Entry]:
+        kept = self._sessions.get(question.window.client_id)
+        entries: list[Entry] = []
+        if kept is None:
+            return entries
+        cache = self._cache
+        if len(cache) > MAX_CACHED:
+            cache.clear()
+        size_bytes = 0
+        for seq, options, number, body in self._database.execute(
+            "SELECT o.seq, o.options, o.message, m.body FROM owed o LEFT JOIN messages m ON m.id = o.message "
+            "WHERE o.session = ? AND o.seq > ? ORDER BY o.seq LIMIT ?",
+            (kept.id, question.seq, question.count),
+        ):
+            message = cache.get(number)
+            if message is None:
+                if body is None:
+                    raise StoreError(f"{self._path}: message {number} is missing; the database is damaged")
+                message = cache[number] = decode_message(body, number)
+            entries.append((message, self._grant(options), seq))
+            size_bytes += message.size
+            if size_bytes >= question.size_bytes:
+                break
+        return entries
+
+    def _grant(self, number: int) -> Grant:
+        grant = self._grants.get(number)
+        if grant is None:
+            row = self._database.execute("SELECT options FROM grants WHERE id = ?", (number,)).fetchone()
+            if row is None:
+                raise StoreError(f"{self._path}: grant {number} is missing; the database is damaged")
+            grant = self._grants[number] = decode_grant(row[0])
+        return grant
+
+    def _fail(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            assert self._events is not None
+            self._call(self._events.store_trouble, trouble)
+
+    def _recovered(self) -> bool:
+        self._trouble = ""
+        assert self._events is not None
+        self._call(self._events.store_trouble, "")
+        return True
+
+    def _call(self, callback: object, *args: object) -> None:
+        assert self._loop is not None
+        assert callable(callback)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(callback, *args)

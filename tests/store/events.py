@@ -1,0 +1,72 @@
+"""What tests of stores have in common: a listener, records and questions with everything filled in, and damage."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tidings.broker import Config
+from tidings.broker.core.ports import Wanted
+from tidings.broker.core.session import SessionRecord
+from tidings.broker.core.snapshot import Stats
+from tidings.broker.core.window import Entry, Window
+
+
+class Events:
+    """Remembers what the store told."""
+
+    def __init__(self) -> None:
+        self.batch = 0
+        self.troubles: list[str] = []
+        self.refills: list[Sequence[Entry]] = []
+        self.happened = asyncio.Event()
+
+    def durable(self, batch: int) -> None:
+        assert batch > self.batch, "batches become durable in order, each once"
+        self.batch = batch
+        self.happened.set()
+
+    def refill(self, window: Window, entries: Sequence[Entry]) -> None:
+        self.refills.append(entries)
+        self.happened.set()
+
+    def store_trouble(self, trouble: str) -> None:
+        self.troubles.append(trouble)
+        self.happened.set()
+
+    async def until_durable(self, batch: int) -> None:
+        while self.batch < batch:
+            self.happened.clear()
+            await self.happened.wait()
+
+
+def record(client_id: str = "c", **fields: Any) -> SessionRecord:
+    values: dict[str, Any] = {
+        "client_id": client_id,
+        "expiry_s": 60,
+        "expires_at": None,
+        "connected": False,
+        "subscriptions": {},
+        "will": None,
+        "will_at": None,
+        "sent_seq": 0,
+        "seq": 0,
+    }
+    return SessionRecord(**(values | fields))
+
+
+def question(client_id: str, seq: int = 0, count: int = 1_000) -> Wanted:
+    return Wanted(Window(client_id, Config(), Stats()), seq, count, 1_000_000)
+
+
+def damage(directory: Path, table: str) -> None:
+    """Overwrite the root page of ``table``."""
+    path = directory / "tidings.db"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        page = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()[0]
+    database.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
