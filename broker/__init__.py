@@ -1,1 +1,31 @@
-"""An MQTT broker to embed or to serve."""
+"""An MQTT broker to embed or to serve: 3.1, 3.1.1 and 5.0, QoS 0, 1 and 2, retained messages, shared subscriptions."""
+
+from .codec.properties import Properties
+from .codec.reasons import ReasonCode
+from .config import Config
+from .core.message import Message
+from .core.snapshot import Snapshot, Stats
+from .errors import BrokerError, ConfigError, MalformedPacket, ProtocolError, StoreError, TidingsError
+from .listener import Certificate, Listener
+from .server import Broker, Subscription
+from .thread import BrokerThread
+
+__all__ = [
+    "Broker",
+    "BrokerError",
+    "BrokerThread",
+    "Certificate",
+    "Config",
+    "ConfigError",
+    "Listener",
+    "MalformedPacket",
+    "Message",
+    "Properties",
+    "ProtocolError",
+    "ReasonCode",
+    "Snapshot",
+    "Stats",
+    "StoreError",
+    "Subscription",
+    "TidingsError",
+]

@@ -1,0 +1,148 @@
+"""Listeners whose connections begin with something else than MQTT: a PROXY header, TLS, a WebSocket handshake.
+
+It accepts by itself rather than through ``loop.create_server``, because the header has to be read before TLS begins,
+because each handshake shall use the certificates of its moment, and because it stops accepting while as many
+handshakes are under way as are allowed.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from .endpoint import Endpoint
+from .handshakes import Handshakes
+from .link import LINGER_S
+from .proxy import MAX_BYTES, ProxyError, parse
+
+log: Final = logging.getLogger("tidings.broker")
+
+ACCEPTS_PER_TURN: Final = 32  # then the established connections are served again
+RETRY_S: Final = 1.0
+HANDSHAKE_S: Final = 3600.0  # longer than ``Handshakes`` gives it
+_NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Gateway:
+    """Accepts on ``sockets``, which listen, and gives each connection a protocol from ``make(peer)``.
+
+    ``peer`` is the client's address as the PROXY header tells it, empty if there is none.
+    """
+
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        endpoint: Endpoint,
+        handshakes: Handshakes,
+        make: Callable[[str], asyncio.Protocol],
+    ) -> None:
+        self._sockets = sockets
+        self._endpoint = endpoint
+        self._handshakes = handshakes
+        self._make = make
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        for sock in sockets:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def close(self) -> None:
+        """Accept nobody any more and give up the handshakes under way."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+            sock.close()
+        self._sockets = []
+        for task in self._tasks:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, listening: socket.socket) -> None:
+        again = partial(self._accept_again, listening)
+        for number in range(ACCEPTS_PER_TURN):
+            if number and self._handshakes.is_full:
+                return  # nobody is known to wait, for whom another one should have to go
+            if not self._handshakes.room(again):
+                self._loop.remove_reader(listening)
+                return
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_RESOURCES:
+                    raise
+                log.error("cannot accept connections: %s; trying again in %g s", error.strerror, RETRY_S)
+                self._loop.remove_reader(listening)
+                self._loop.call_later(RETRY_S, again)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            name = f"{peer[0]}:{peer[1]}"
+            task = self._loop.create_task(self._receive(sock, name))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._received, sock))
+            self._handshakes.begin(task, partial(self._cut_off, task, name))
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _cut_off(self, task: asyncio.Task[None], name: str, why: str) -> None:
+        log.info("refusing %s: %s", name, why)
+        task.cancel()
+
+    def _received(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._handshakes.end(task)
+        if task.cancelled():  # before it began, or it would have ended by itself
+            sock.close()
+
+    async def _receive(self, sock: socket.socket, name: str) -> None:
+        mine = True  # the socket; later its transport's
+        try:
+            peer = await self._read_header(sock) if self._endpoint.proxied else ""
+            tls = self._endpoint.tls
+            mine = False
+            await self._loop.connect_accepted_socket(
+                lambda: self._make(peer),
+                sock,
+                ssl=None if tls is None else tls.context,
+                ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+                ssl_shutdown_timeout=None if tls is None else LINGER_S,
+            )
+        except asyncio.CancelledError:
+            pass  # cut off, or the broker stops
+        except (OSError, ProxyError) as error:
+            log.info("refusing %s: %s", name, error)
+        finally:
+            if mine:
+                sock.close()
+
+    async def _read_header(self, sock: socket.socket) -> str:
+        """Take the PROXY header off ``sock``, and not a byte of what follows it; the client's address."""
+        data = b""
+        while True:
+            await self._readable(sock)
+            try:
+                seen = sock.recv(MAX_BYTES, socket.MSG_PEEK)
+            except (BlockingIOError, InterruptedError):
+                continue
+            if not seen:
+                raise ProxyError("closed before its PROXY protocol header was complete")
+            header = parse(data + seen)
+            if header is not None:
+                sock.recv(header.length - len(data))
+                return header.peer
+            data += sock.recv(len(seen))
+
+    async def _readable(self, sock: socket.socket) -> None:
+        ready = asyncio.Event()
+        self._loop.add_reader(sock, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(sock)

@@ -1,0 +1,503 @@
+"""One network connection: bytes between a socket and the engine, whatever carries them.
+
+Reading: all packets of one read go to the engine together. Writing: the engine appends, and each link that was
+appended to is written once at the end of the loop's turn. Every stream transport of asyncio will do.
+
+1. ``full`` is True while more than the high-water mark waits for the socket, or more than four were appended in this
+   turn; the engine then queues, in bounded queues.
+2. Answers (``send_after``) leave in the order in which they were given, each once its batch is durable.
+3. A peer that causes answers without reading them, or faster than the store lets them go, is no longer read from: it
+   can fill its own outbox and no more.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from ..codec.decode import Decoder
+from ..codec.packets import Packet, Publish, PublishRun
+from ..codec.reasons import ReasonCode
+from ..codec.wire import TopicTable
+from ..core.connection import Connection
+from ..core.engine import Engine
+from ..core.message import Message
+from ..core.ports import PauseReason
+from ..core.rate import Rate
+from ..errors import ProtocolError
+
+if sys.platform != "win32":
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+log: Final = logging.getLogger("tidings.broker")
+
+IMPLEMENTATION_ERROR: Final = 0x83
+# What one turn may append, in high-water marks. A socket that is being read takes several at once, and queueing costs
+# more than sending; one that is not read holds this much once, then stays blocked.
+TURN: Final = 4
+HELD_OVERHEAD: Final = 120  # bytes that an answer which waits for the store takes beside its own
+SHORT_BYTES: Final = 4_096  # high-water mark of a client that wants the newest only
+ARRIVALS: Final = 10_000  # addresses whose rate of connections is remembered
+LINGER_S: Final = 5.0  # how long a closed connection may take to accept its last bytes
+
+
+class Links:
+    """The links of one broker, and the end of each turn of the event loop, when they are flushed."""
+
+    def __init__(self, engine: Engine, config: "Config", clock: Callable[[], float], after: Callable[[], None]) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self.topics = TopicTable()
+        self.open: set[Link] = set()
+        self.accepting = True  # False once the broker stops; what was accepted by then is cut off
+        self.max_connections = config.max_connections
+        self.max_packet_size = config.max_packet_size_bytes
+        self.max_connect_size = config.max_connect_size_bytes
+        self.high_bytes = config.outbox_high_bytes
+        self.turn_bytes = TURN * config.outbox_high_bytes
+        self.max_bytes = config.outbox_max_bytes
+        self.durable = 0
+        self.waiting: set[Link] = set()  # those that hold something back for the store
+        self.stalled: set[Link] = set()  # those that are not read from because of the store
+        self.pressed: set[Link] = set()  # those that are not read from because of the memory budget
+        self.max_blocked_s = config.max_blocked_s
+        self.max_messages_per_s = config.max_messages_per_s
+        self.max_bytes_per_s = config.max_bytes_per_s
+        self._connect_timeout_s = config.connect_timeout_s
+        self._max_connects_per_s = config.max_connects_per_s
+        self._arrivals: OrderedDict[str, Rate] = OrderedDict()  # by address
+        self._after = after
+        self._dirty: list[Link] = []
+        self._turn_ends = False
+        self._one_closed = asyncio.Event()
+
+    async def all_closed(self) -> None:
+        """Wait until no link is open."""
+        while self.open:
+            self._one_closed.clear()
+            await self._one_closed.wait()
+
+    def closed(self, link: "Link") -> None:
+        """``link`` has lost its connection."""
+        self.open.discard(link)
+        self._one_closed.set()
+
+    def turn(self, dirty: "Link | None" = None) -> None:
+        """Something happened in this turn: flush at its end."""
+        if dirty is not None:
+            self._dirty.append(dirty)
+        if not self._turn_ends:
+            self._turn_ends = True
+            self.loop.call_soon(self._end_of_turn)
+
+    def _end_of_turn(self) -> None:
+        self._turn_ends = False
+        dirty, self._dirty = self._dirty, []
+        for link in dirty:
+            try:
+                link.flush()
+            except Exception:  # the others must be flushed whatever happens to one
+                log.exception("internal error while sending to %r", link.connection)
+                link.abort()
+        self._after()
+
+    def resume(self) -> None:
+        """The store has caught up: read again from those that it held up."""
+        stalled, self.stalled = self.stalled, set()
+        for link in stalled:
+            link.go_on(PauseReason.STORE)
+
+    def relieved(self) -> None:
+        """There is memory again: read again from those that had to wait for it."""
+        pressed, self.pressed = self.pressed, set()
+        for link in pressed:
+            link.go_on(PauseReason.MEMORY)
+
+    def arrive(self, connection: Connection, peer: str, now: float) -> float:
+        """A connection came from ``peer``; the seconds that it has to wait for its turn."""
+        host, colon, _ = peer.rpartition(":")
+        if not self._max_connects_per_s or not colon:
+            return 0.0
+        rate = self._arrivals.get(host)
+        if rate is None:
+            rate = self._arrivals[host] = Rate(self._max_connects_per_s)
+            if len(self._arrivals) > ARRIVALS:
+                self._arrivals.popitem(last=False)
+        else:
+            self._arrivals.move_to_end(host)
+        wait_s = rate.spend(1, now)
+        if wait_s:
+            self.engine.deadlines.set(connection, now + wait_s + self._connect_timeout_s)
+        return wait_s
+
+
+class Link(asyncio.Protocol):
+    """One connection; the engine's ``Outbox`` for it."""
+
+    __slots__ = (
+        "_blocked",
+        "_bytes_rate",
+        "_closed",
+        "_decoder",
+        "_dirty",
+        "_early",
+        "_held",
+        "_held_bytes",
+        "_hold",
+        "_linger",
+        "_links",
+        "_message_rate",
+        "_peer",
+        "_pieces",
+        "_size",
+        "_taken",
+        "_transport",
+        "_turn_bytes",
+        "_written",
+        "connection",
+        "due_at",
+        "entry_at",
+        "full",
+        "held",
+        "paused",
+    )
+
+    def __init__(self, links: Links, peer: str = "") -> None:
+        """``peer`` names the other end where the transport would name a proxy."""
+        self._links = links
+        self._peer = peer
+        self._transport: asyncio.Transport | None = None
+        self._decoder = Decoder(
+            max_packet_size=links.max_packet_size,
+            max_connect_size=links.max_connect_size,
+            topics=links.topics,
+            publish=Message,
+            runs=True,
+        )
+        self.connection: Connection | None = None
+        self.full = False
+        self.held = 0
+        self.paused: PauseReason | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._held: deque[tuple[int, bytes, int]] | None = None
+        self._held_bytes = 0
+        self._hold = 0
+        self._linger: asyncio.TimerHandle | None = None
+        self._dirty = False
+        self._blocked = False
+        self._closed = False
+        self._turn_bytes = links.turn_bytes
+        self._written = 0  # bytes handed to the transport
+        self._taken = 0  # how many of them it had got rid of when that was looked at last
+        self._message_rate = Rate(links.max_messages_per_s) if links.max_messages_per_s else None
+        self._bytes_rate = Rate(links.max_bytes_per_s) if links.max_bytes_per_s else None
+        self._early: bytes | None = None  # what came before the turn of this connection
+        self.due_at: float | None = None
+        self.entry_at: float | None = None
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        links = self._links
+        self._transport = transport
+        peer = self._peer or peer_name(transport)
+        if not links.accepting:
+            self._closed = True
+            transport.abort()
+            return
+        if len(links.open) >= links.max_connections:
+            log.warning("refusing %s: %d connections are open, as many as allowed", peer, links.max_connections)
+            self._closed = True
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=links.high_bytes)
+        links.open.add(self)
+        now = links.clock()
+        self.connection = links.engine.connect(self, peer, now)
+        wait_s = links.arrive(self.connection, peer, now)
+        if wait_s:
+            self._early = b""
+            self._wait(wait_s)
+        links.turn()
+
+    def data_received(self, data: bytes) -> None:
+        connection = self.connection
+        if connection is None or self._closed:
+            return
+        if self._early is not None:
+            # uvloop begins to read after ``connection_made``, whatever that said.
+            self._early += data
+            assert self._transport is not None
+            self._transport.pause_reading()
+            return
+        links = self._links
+        engine = links.engine
+        engine.stats.bytes_received += len(data)
+        decoder = self._decoder
+        now = links.clock()
+        since = len(engine.changes) if engine.stalled else -1
+        used_bytes = engine.budget.used_bytes
+        packets: list[Packet] = []
+        try:
+            packets = decoder.feed(data)
+            if packets:
+                engine.handle(connection, packets, now)
+            if decoder.error is not None:
+                engine.fail(connection, decoder.error, now)
+        except Exception:
+            # A bug of ours must cost this client its connection and nobody else anything.
+            log.exception("internal error while serving %r", connection)
+            engine.fail(connection, ProtocolError("internal error of the broker", IMPLEMENTATION_ERROR), now)
+        if self.paused is None and not self._closed:
+            if 0 <= since < len(engine.changes):
+                # It makes work for a store that has more than it can do.
+                links.stalled.add(self)
+                self._pause(PauseReason.STORE)
+            elif self._held_bytes > links.max_bytes:
+                self._pause(PauseReason.STORE)
+            elif engine.budget.pressed and engine.budget.used_bytes > used_bytes:
+                links.pressed.add(self)
+                self._pause(PauseReason.MEMORY)
+            elif self._message_rate is not None or self._bytes_rate is not None:
+                wait_s = self._spend(packets, len(data), now)
+                if wait_s:
+                    self._wait(wait_s)
+        links.turn()
+
+    def eof_received(self) -> bool:
+        """MQTT has no use for a half-closed connection. What is under way is still sent, as in ``close``."""
+        if self.connection is not None:
+            self._links.engine.disconnected(self.connection, self._links.clock())
+            self._links.turn()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        links = self._links
+        links.closed(self)
+        links.waiting.discard(self)
+        links.stalled.discard(self)
+        links.pressed.discard(self)
+        links.engine.deadlines.set(self, None)
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        if self.connection is not None:
+            why = "connection lost" if exc is None else f"connection lost: {exc}"
+            links.engine.disconnected(self.connection, links.clock(), why)
+            self.connection = None  # they refer to each other; freed at once, they cost the garbage collector nothing
+            links.turn()
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self.full = True
+        self._watch_blocked()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self._links.engine.deadlines.set(self, None)
+        self.go_on(PauseReason.OUTBOX)
+        self._make_room()
+
+    # not reading
+
+    def go_on(self, reason: PauseReason) -> None:
+        """Read again, if it was for ``reason`` that this client was not read from."""
+        if self.paused is not reason:
+            return
+        self.paused = None
+        if self.connection is not None:
+            self.connection.pause(None, self._links.clock())
+        if not self._closed:
+            assert self._transport is not None
+            self._transport.resume_reading()
+            if self._early is not None:
+                early, self._early = self._early, None
+                if early:
+                    self.data_received(early)
+
+    def _pause(self, reason: PauseReason) -> None:
+        assert self._transport is not None
+        self.paused = reason
+        if self.connection is not None:
+            self.connection.pause(reason, self._links.clock())
+        self._transport.pause_reading()
+
+    def _wait(self, wait_s: float) -> None:
+        self._pause(PauseReason.RATE)
+        self._links.loop.call_later(wait_s, self.go_on, PauseReason.RATE)
+
+    def _spend(self, packets: list[Packet], size_bytes: int, now: float) -> float:
+        """The seconds to wait for what was read to be within the client's rates."""
+        wait_s = self._bytes_rate.spend(size_bytes, now) if self._bytes_rate is not None else 0.0
+        if self._message_rate is not None:
+            kinds = (
+                packet.count if isinstance(packet, PublishRun) else isinstance(packet, Publish) for packet in packets
+            )
+            wait_s = max(wait_s, self._message_rate.spend(sum(kinds), now))
+        return wait_s
+
+    # not being read by the client
+
+    def _watch_blocked(self) -> None:
+        links = self._links
+        if links.max_blocked_s:
+            self._taken = self._gone()
+            links.engine.deadlines.set(self, links.clock() + links.max_blocked_s)
+
+    def _gone(self) -> int:
+        """Bytes that neither the transport nor our kernel, which takes megabytes for a slow client, has any more."""
+        assert self._transport is not None
+        return self._written - self._transport.get_write_buffer_size() - kernel_bytes(self._transport)
+
+    def on_due(self, now: float) -> None:
+        """The client has not emptied its outbox for long; if it took nothing at all it is cut off."""
+        if self._closed or not self._blocked or self.connection is None:
+            return
+        if self._gone() > self._taken:
+            self._watch_blocked()
+        else:
+            text = f"took nothing of what was sent to it for {self._links.max_blocked_s:g} s"
+            self._links.engine.fail(self.connection, ProtocolError(text, ReasonCode.QUOTA_EXCEEDED), now)
+
+    # what the engine calls
+
+    def send(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if not self._dirty:
+            self._dirty = True
+            self._links.turn(self)
+        if self._size >= self._turn_bytes:
+            self.full = True
+
+    def shorten(self) -> None:
+        transport = self._transport
+        if transport is None or self._turn_bytes == SHORT_BYTES:
+            return
+        self._turn_bytes = SHORT_BYTES
+        transport.set_write_buffer_limits(high=SHORT_BYTES)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SHORT_BYTES)
+
+    @property
+    def waits(self) -> bool:
+        return self._held is not None
+
+    def send_after(self, data: bytes, batch: int, publishes: int = 0) -> None:
+        if self._held is None:
+            if batch <= self._links.durable:
+                self.send(data)
+                return
+            self._held = deque()
+            self._links.waiting.add(self)
+        self._held.append((batch, data, publishes))
+        self._held_bytes += len(data) + HELD_OVERHEAD
+        self.held += publishes
+
+    def hold(self, batch: int) -> None:
+        if batch > self._links.durable:
+            self._hold = batch
+            self.full = True
+            self._links.waiting.add(self)
+
+    def release(self, batch: int) -> None:
+        held = self._held
+        if held is not None:
+            while held and held[0][0] <= batch:
+                _, data, publishes = held.popleft()
+                self._held_bytes -= len(data) + HELD_OVERHEAD
+                self.held -= publishes
+                self.send(data)
+            if not held:
+                self._held = None
+            links = self._links
+            if self.paused is PauseReason.STORE and self not in links.stalled and self._held_bytes <= links.max_bytes:
+                self.go_on(PauseReason.STORE)
+        if self._hold and self._hold <= batch:
+            self._hold = 0
+            self._make_room()
+        if self._held is None and not self._hold:
+            self._links.waiting.discard(self)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        transport = self._transport
+        assert transport is not None
+        self._held = None
+        self.flush()
+        transport.close()
+        # A peer that does not read would keep the connection, and what is buffered for it, for ever.
+        self._linger = self._links.loop.call_later(LINGER_S, transport.abort)
+
+    def abort(self) -> None:
+        """Close without regard to what is under way."""
+        assert self._transport is not None
+        self._transport.abort()
+
+    def flush(self) -> None:
+        """Hand what was appended to the transport; then, if it takes more, let the queue fill the outbox again."""
+        self._dirty = False
+        pieces = self._pieces
+        if not pieces:
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._pieces = []
+        self._size = 0
+        links = self._links
+        transport = self._transport
+        assert transport is not None
+        if transport.is_closing():
+            return  # uvloop raises on a write between the loss of a connection and ``connection_lost``
+        links.engine.stats.bytes_sent += len(data)
+        self._written += len(data)
+        transport.write(data)
+        if self._closed:
+            return
+        if self._blocked:
+            if self.paused is None and transport.get_write_buffer_size() > links.max_bytes:
+                self._pause(PauseReason.OUTBOX)
+        elif self.full:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        if self._blocked or self._hold or self._closed or self._size >= self._turn_bytes:
+            return
+        self.full = False
+        if self.connection is not None:
+            self._links.engine.writable(self.connection, self._links.clock())
+            self._links.turn()
+
+
+def kernel_bytes(transport: asyncio.BaseTransport) -> int:
+    """Bytes that the kernel holds for the other end; 0 where it does not tell."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform == "win32":
+        return 0
+    try:
+        return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """The other end of a connection, for logs."""
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple) and len(peer) >= 2:
+        return f"{peer[0]}:{peer[1]}"
+    return str(peer) if peer else "local socket"
