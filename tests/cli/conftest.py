@@ -83,7 +83,7 @@ def serve(name: str, directory: Path) -> Iterator[int]:
             yield process.port
 
 
-@pytest.fixture(scope="session", params=["tidings", "mosquitto"])
+@pytest.fixture(scope="session", params=["tidings", pytest.param("mosquitto", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a broker: ours, and one by somebody else."""
     with serve(request.param, tmp_path_factory.mktemp("server")) as port:

@@ -34,6 +34,7 @@ def test_three_kills_cost_nothing(qos: str) -> None:
     assert qos == "1" or total["duplicated"] == 0
 
 
+@pytest.mark.slow
 def test_a_broker_that_keeps_nothing_is_found_out() -> None:
     code, lines, _ = crashtest("--rounds", "1", "--level", "memory")
     assert code == 1
@@ -41,6 +42,7 @@ def test_a_broker_that_keeps_nothing_is_found_out() -> None:
     assert lines[-1]["total"]["sessions_lost"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mosquitto") is None, reason="mosquitto is not installed")
 def test_another_broker_is_tested_by_its_command_line(tmp_path: Path) -> None:
     config = tmp_path / "mosquitto.conf"
