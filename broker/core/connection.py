@@ -20,6 +20,7 @@ from ..codec.packets import (
     Connect,
     Disconnect,
     Packet,
+    PacketType,
     Pingreq,
     Pingresp,
     Puback,
@@ -35,7 +36,7 @@ from ..codec.packets import (
     Unsubscribe,
 )
 from ..codec.properties import Properties
-from ..codec.reasons import CONNACK_RETURN_CODE, ReasonCode
+from ..codec.reasons import CONNACK_RETURN_CODE, LEGAL, ReasonCode
 from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
 from ..policy import choose, newest_only
@@ -528,11 +529,11 @@ class Connection:
         """Answer an error as the state and the version allow; the caller closes the connection afterwards."""
         packet: Packet
         if self.state is State.CONNECTING and self.version == MQTT_5_0:
-            packet = Connack(False, error.reason, self._why(error))
+            packet = Connack(False, legal(PacketType.CONNACK, error.reason), self._why(error))
         elif self.state is State.CONNECTING and self.version and error.reason in CONNACK_RETURN_CODE:
             packet = Connack(False, CONNACK_RETURN_CODE[error.reason])
         elif self.state is State.CONNECTED and self.version == MQTT_5_0 and self.welcome <= self.engine.durable_batch:
-            packet = Disconnect(error.reason, self._why(error))
+            packet = Disconnect(legal(PacketType.DISCONNECT, error.reason), self._why(error))
         else:
             return
         with suppress(ProtocolError):  # a client that takes no packet of this size gets none
@@ -547,6 +548,11 @@ def forwarded(properties: Properties) -> Properties:
     """What of a PUBLISH or will travels on to its receivers unaltered (5.0 [MQTT-3.3.2-4], [MQTT-3.3.2-15] ff.)."""
     kept = {key: value for key, value in properties.items() if key in FORWARDED}
     return cast(Properties, kept) if kept else NO_PROPERTIES
+
+
+def legal(kind: PacketType, reason: int) -> int:
+    """``reason`` where ``kind`` may carry it, else Protocol Error: a second CONNECT may fail for reasons of a first."""
+    return reason if reason in LEGAL[kind] else ReasonCode.PROTOCOL_ERROR
 
 
 Handler = Callable[[Connection, Any, float], None]

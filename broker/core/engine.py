@@ -102,7 +102,7 @@ class Engine:
         """The one place where an error of the peer becomes an answer, a line in the log, and the end."""
         if connection.state is State.CLOSED:
             return
-        if isinstance(error, UnsupportedVersion):
+        if isinstance(error, UnsupportedVersion) and connection.state is State.CONNECTING:
             # 3.1.1 [MQTT-3.1.2-2] and 5.0 [MQTT-3.1.2-2]: answered in the form that the level suggests
             connection.version = 5 if error.level >= 5 else 4
         connection.refuse(error)

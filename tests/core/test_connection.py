@@ -35,6 +35,7 @@ from tidings.broker.core.connection import HANDLERS, Connection, State, forwarde
 from tidings.broker.core.engine import Engine
 from tidings.broker.core.message import Message
 
+from ..conformance.wire import Wire
 from .outbox import ListOutbox
 
 CONNECT = Connect("c", 5, True, 60)
@@ -240,3 +241,13 @@ def test_a_connection_names_its_client_in_logs() -> None:
     assert (connection.client_id, repr(connection)) == ("", "<connecting '' from peer>")
     connection, _ = open_connection(engine, State.CONNECTED)
     assert (connection.client_id, repr(connection)) == ("c", "<connected 'c' from peer>")
+
+
+def test_a_second_connect_of_an_unknown_version_is_answered_in_the_version_of_the_first() -> None:
+    wire = Wire()
+    client = wire.connect("a", 5)
+    client.send(bytes.fromhex("100c00044d5154540602003c0000"))
+    client.assert_dropped(0x82)
+    old = wire.connect("b", 4)
+    old.send(bytes.fromhex("100c00044d5154540602003c0000"))
+    old.assert_dropped()
