@@ -26,7 +26,7 @@ What breaks the promise, with q the lower of the publisher's and the subscriptio
 Memory: a stream or flow keeps ranges of sequence numbers, so it grows with gaps, not with messages.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tidings.broker.errors import TidingsError
@@ -510,11 +510,3 @@ def _add(mine: Account, other: Account) -> None:
         mine.delivered[index] += other.delivered[index]
     mine.latency.merge(other.latency)
     mine.service.merge(other.service)
-
-
-def merged_latency(histograms: Iterable[Histogram]) -> Histogram:
-    """One histogram of all."""
-    total = Histogram()
-    for histogram in histograms:
-        total.merge(histogram)
-    return total

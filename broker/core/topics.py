@@ -7,7 +7,7 @@ match, not the filters there are. What it finds is a ``Route``, kept until a sub
 Rules: 5.0 section 4.7 (names and filters), 4.8.2 (shared subscriptions).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -360,8 +360,3 @@ def matches(filter: str, topic: str) -> bool:
         if index >= len(levels) or level not in ("+", levels[index]):
             return False
     return len(wanted) == len(levels)
-
-
-def matching(filters: Iterable[str], topic: str) -> list[str]:
-    """Those of ``filters`` that match ``topic``."""
-    return [filter for filter in filters if matches(filter, topic)]

@@ -19,7 +19,6 @@ from tidings.broker.core.topics import (
     check_filter,
     check_topic,
     matches,
-    matching,
     split_share,
 )
 from tidings.broker.core.window import Window
@@ -169,7 +168,6 @@ def test_tree_finds_what_looking_at_every_filter_finds(wanted: list[str], topic:
     found |= {each.client_id for share in route.shares for each in share.members}
     inner = [split_share(filter)[1] for filter in wanted]
     assert found == {str(number) for number, filter in enumerate(inner) if matches(filter, topic)}
-    assert matching(inner, topic) == [filter for filter in inner if matches(filter, topic)]
 
 
 @pytest.mark.parametrize(
