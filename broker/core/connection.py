@@ -8,7 +8,6 @@ they leave to the ``Engine``. Nothing here waits, reads a clock or knows a socke
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..codec.encode import encode
@@ -31,20 +30,18 @@ from ..codec.packets import (
     Pubrel,
     Suback,
     Subscribe,
-    SubscribeFilter,
-    Unsuback,
     Unsubscribe,
 )
 from ..codec.properties import Properties
 from ..codec.reasons import CONNACK_RETURN_CODE, LEGAL, ReasonCode
 from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
-from ..policy import choose, newest_only
-from .handout import Handout
+from .connecting import on_auth, on_connect
 from .message import Message, WireRun
 from .ports import Completed, Outbox, PauseReason, Received
 from .session import Session
-from .topics import Grant, check_filter, check_topic, max_weight, reserved, weight
+from .state import State
+from .subscribing import on_subscribe, on_unsubscribe
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -52,17 +49,6 @@ if TYPE_CHECKING:
 FORWARDED: Final = frozenset(
     ("payload_format_indicator", "content_type", "response_topic", "correlation_data", "user_property")
 )
-
-
-NOT_SAID: Final = 1 << 62  # a batch that never comes
-
-
-class State(Enum):
-    """Where a connection is; ``HANDLERS`` has a row for each in which packets are taken."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    CLOSED = "closed"
 
 
 class Connection:
@@ -209,81 +195,6 @@ class Connection:
         if limit and len(data) > limit:
             raise ProtocolError("the answer is over the client's Maximum Packet Size", ReasonCode.PACKET_TOO_LARGE)
         return data
-
-    # CONNECT
-
-    def _on_connect(self, packet: Connect, now: float) -> None:
-        properties = packet.properties
-        self.version = packet.version
-        self.user = packet.username or ""
-        self.max_packet_size = properties.get("maximum_packet_size", 0)
-        config = self.engine.config
-        self.problem_information = bool(properties.get("request_problem_information", 1))
-        if "authentication_method" in properties:
-            # 5.0 section 4.12: no method is configured, so none is acceptable
-            raise ProtocolError("no such authentication method", ReasonCode.BAD_AUTHENTICATION_METHOD)
-        will = packet.will
-        if will is not None:
-            check_topic(will.topic, config.max_topic_levels)
-            if reserved(will.topic):
-                raise ProtocolError(f"the will topic {will.topic!r} is the broker's own", ReasonCode.NOT_AUTHORIZED)
-        client_id = packet.client_id
-        answer: Properties = {}
-        if not client_id:
-            if packet.version < MQTT_5_0 and (not packet.clean_start or packet.version == 3):
-                # 3.1.1 [MQTT-3.1.3-8]; MQTT 3.1 has no empty client ids
-                raise ProtocolError("empty client id", ReasonCode.CLIENT_IDENTIFIER_NOT_VALID)
-            client_id = self.engine.new_client_id()
-            while client_id in self.engine.sessions:
-                client_id = self.engine.new_client_id()
-            answer["assigned_client_identifier"] = client_id  # 5.0 [MQTT-3.2.2-16]
-        if packet.version == MQTT_5_0:
-            wanted = properties.get("session_expiry_interval", 0)
-            expiry_s = min(wanted, config.max_session_expiry_s)
-            if expiry_s != wanted:
-                answer["session_expiry_interval"] = expiry_s
-            receive_maximum = min(properties.get("receive_maximum", 65_535), config.max_inflight)
-        else:
-            expiry_s = 0 if packet.clean_start else config.max_session_expiry_s
-            receive_maximum = config.max_inflight
-        keep_alive_s = packet.keep_alive
-        if config.max_keep_alive_s < 65_535 and not 0 < keep_alive_s <= config.max_keep_alive_s:
-            keep_alive_s = answer["server_keep_alive"] = config.max_keep_alive_s
-        # 5.0 [MQTT-3.1.2-22], 3.1.1 [MQTT-3.1.2-24]
-        self.keep_alive_s = keep_alive_s * 1.5
-        self.session_expiry_s = expiry_s
-        since = len(self.engine.changes)
-        session, present = self.engine.open_session(self, client_id, packet.clean_start, expiry_s, will, now)
-        self.session = session
-        self.become(State.CONNECTED)
-        if self.version == MQTT_5_0:
-            if config.receive_maximum < 65_535:
-                answer["receive_maximum"] = config.receive_maximum
-            if config.topic_alias_maximum:
-                answer["topic_alias_maximum"] = config.topic_alias_maximum
-            answer["maximum_packet_size"] = config.max_packet_size_bytes
-        self.engine.log.info("connected: %r", self)
-        batch = self._batch(since)
-        self.welcome = NOT_SAID  # if the client cannot take CONNACK it is told nothing else either
-        self.answer(Connack(present, 0, answer), since)
-        self.welcome = batch
-        if batch:
-            self.outbox.hold(batch)  # 5.0 [MQTT-3.2.0-1] nothing leaves before CONNACK
-        session.window.attach(
-            self.outbox,
-            packet.version,
-            receive_maximum,
-            self.max_packet_size,
-            min(properties.get("topic_alias_maximum", 0), config.topic_alias_maximum),
-        )
-        if any(newest_only(grant.policy) for grant in session.subscriptions.values()):
-            self.outbox.shorten()
-        self.engine.deadlines.set(self, now + self.keep_alive_s if keep_alive_s else None)
-        session.window.resume(now)
-
-    def _on_auth(self, packet: Auth, now: float) -> None:
-        # 5.0 [MQTT-4.12.1-1] re-authentication needs the method of the CONNECT, and none had one
-        raise ProtocolError("AUTH without an authentication method in CONNECT", ReasonCode.PROTOCOL_ERROR)
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> None:
         expiry_s = packet.properties.get("session_expiry_interval")
@@ -459,65 +370,6 @@ class Connection:
     def _on_pubcomp(self, packet: Pubcomp, now: float) -> None:
         self._session.window.on_pubcomp(packet.packet_id)
 
-    # subscribing
-
-    def _on_subscribe(self, packet: Subscribe, now: float) -> None:
-        session, engine = self._session, self.engine
-        since = len(engine.changes)
-        identifiers = tuple(packet.properties.get("subscription_identifier", ()))
-        reasons: list[int] = []
-        why = NO_PROPERTIES
-        asked = packet.properties.get("user_property", ())
-        granted: list[tuple[SubscribeFilter, Grant, bool]] = []
-        for wanted in packet.filters:
-            new = wanted.filter not in session.subscriptions
-            try:
-                check_filter(wanted.filter, engine.config.max_topic_levels)
-                if wanted.no_local and wanted.filter.startswith("$share/"):  # 5.0 [MQTT-3.8.3-4]
-                    raise ProtocolError("No Local on a shared subscription", ReasonCode.PROTOCOL_ERROR)
-                if new and len(session.subscriptions) >= engine.config.max_subscriptions:
-                    raise ProtocolError("too many subscriptions in this session", ReasonCode.QUOTA_EXCEEDED)
-                if new and session.weight + weight(wanted.filter) > max_weight(engine.config):
-                    raise ProtocolError("the filters of this session are too long", ReasonCode.QUOTA_EXCEEDED)
-                durable = session.window.changes is not None
-                policy = choose(asked, engine.config.policies, wanted.filter, session.client_id, self.user, durable)
-            except ProtocolError as error:
-                if error.reason == ReasonCode.PROTOCOL_ERROR:
-                    raise
-                engine.log.info("%.200r may not subscribe to %.200r: %s", session.client_id, wanted.filter, error)
-                # 3.1.1 [MQTT-3.9.3-2] knows one code for every failure
-                reasons.append(error.reason if self.version == MQTT_5_0 else 0x80)
-                why = self._why(error)
-                continue
-            grant = Grant(wanted.qos, wanted.no_local, wanted.retain_as_published, identifiers, policy=policy)
-            grant = engine.subscribe(session, wanted.filter, grant)
-            if newest_only(grant.policy):
-                self.outbox.shorten()
-            reasons.append(wanted.qos)
-            granted.append((wanted, grant, new))
-        if granted:
-            engine.save(session)
-        self.answer(Suback(packet.packet_id, reasons, why), since)
-        retained: dict[str, Grant] = {}  # a filter that stands there a thousand times is looked up once
-        for wanted, grant, new in granted:
-            if grant.share is None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
-                retained[wanted.filter] = grant
-        if retained:
-            handout = Handout(self)
-            for filter, grant in retained.items():
-                handout.add(filter, grant, now)
-            handout.on_due(now)
-
-    def _on_unsubscribe(self, packet: Unsubscribe, now: float) -> None:
-        session, engine = self._session, self.engine
-        since = len(engine.changes)
-        reasons: list[int] = []
-        for filter in packet.filters:
-            known = engine.unsubscribe(session, filter, now)
-            reasons.append(ReasonCode.SUCCESS if known else ReasonCode.NO_SUBSCRIPTION_EXISTED)
-        engine.save(session)
-        self.answer(Unsuback(packet.packet_id, reasons if self.version == MQTT_5_0 else []), since)
-
     # ending
 
     @property
@@ -529,18 +381,19 @@ class Connection:
         """Answer an error as the state and the version allow; the caller closes the connection afterwards."""
         packet: Packet
         if self.state is State.CONNECTING and self.version == MQTT_5_0:
-            packet = Connack(False, legal(PacketType.CONNACK, error.reason), self._why(error))
+            packet = Connack(False, legal(PacketType.CONNACK, error.reason), self.why(error))
         elif self.state is State.CONNECTING and self.version and error.reason in CONNACK_RETURN_CODE:
             packet = Connack(False, CONNACK_RETURN_CODE[error.reason])
         elif self.state is State.CONNECTED and self.version == MQTT_5_0 and self.welcome <= self.engine.durable_batch:
-            packet = Disconnect(legal(PacketType.DISCONNECT, error.reason), self._why(error))
+            packet = Disconnect(legal(PacketType.DISCONNECT, error.reason), self.why(error))
         else:
             return
         with suppress(ProtocolError):  # a client that takes no packet of this size gets none
             self.outbox.send(self._encode(packet))
             self.engine.stats.answers_sent += 1
 
-    def _why(self, error: ProtocolError) -> Properties:
+    def why(self, error: ProtocolError) -> Properties:
+        """``error`` as the reason string of an answer, unless the client asked for none."""
         return {"reason_string": str(error)} if self.problem_information and str(error) else NO_PROPERTIES
 
 
@@ -559,7 +412,7 @@ Handler = Callable[[Connection, Any, float], None]
 
 HANDLERS: Final[dict[State, dict[type, Handler]]] = {
     # 5.0 [MQTT-3.1.0-1] the first packet is CONNECT; 5.0 [MQTT-3.1.0-2] and there is no second one
-    State.CONNECTING: {Connect: Connection._on_connect},
+    State.CONNECTING: {Connect: on_connect},
     State.CONNECTED: {
         Publish: Connection._on_publish,
         Message: Connection._on_publish,
@@ -568,11 +421,11 @@ HANDLERS: Final[dict[State, dict[type, Handler]]] = {
         Pubrec: Connection._on_pubrec,
         Pubrel: Connection._on_pubrel,
         Pubcomp: Connection._on_pubcomp,
-        Subscribe: Connection._on_subscribe,
-        Unsubscribe: Connection._on_unsubscribe,
+        Subscribe: on_subscribe,
+        Unsubscribe: on_unsubscribe,
         Pingreq: Connection._on_pingreq,
         Disconnect: Connection._on_disconnect,
-        Auth: Connection._on_auth,
+        Auth: on_auth,
     },
     State.CLOSED: {},
 }

@@ -19,7 +19,7 @@ from ..codec.packets import Packet, Will
 from ..codec.reasons import ReasonCode, name_of
 from ..errors import ProtocolError, UnsupportedVersion
 from .budget import Budget
-from .connection import Connection, State, forwarded
+from .connection import Connection, forwarded
 from .deadlines import Deadlines
 from .levels import Levels
 from .message import Message, Run
@@ -27,6 +27,7 @@ from .ports import Batch, Change, Outbox, Restored, RetainedSet, SessionGone, Se
 from .retained import Retained
 from .session import NEVER, Session
 from .snapshot import Loads, Snapshot, Stats, heaviest, sys_topics
+from .state import State
 from .topics import Grant, Share, Topics, weight
 from .window import Entry, Window
 

@@ -31,9 +31,10 @@ from tidings.broker.codec.packets import (
     Unsubscribe,
     Will,
 )
-from tidings.broker.core.connection import HANDLERS, Connection, State, forwarded
+from tidings.broker.core.connection import HANDLERS, Connection, forwarded
 from tidings.broker.core.engine import Engine
 from tidings.broker.core.message import Message
+from tidings.broker.core.state import State
 
 from ..conformance.wire import Wire
 from .outbox import ListOutbox

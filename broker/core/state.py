@@ -1,0 +1,11 @@
+"""Where a connection is in its life."""
+
+from enum import Enum
+
+
+class State(Enum):
+    """``HANDLERS`` has a row for each in which packets are taken."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    CLOSED = "closed"
