@@ -281,7 +281,7 @@ def test_snapshots_show_the_phases_and_rates(own_url: str) -> None:
     assert {"running", "done"} <= {now.phase for now in seen}
     middle = next(now for now in seen if now.elapsed_s > 0.5)
     assert (middle.devices, middle.devices_online, middle.duration_s) == (10, 10, 1.0)
-    assert 50 < middle.published_per_s < 200
+    assert 10 < middle.published_per_s < 1000
     assert seen[-1].consumers[0].received == report.consumers[0].received
     assert seen[-1].consumers[0].p99_ms is not None
 

@@ -33,6 +33,8 @@ from tidings.broker.codec.properties import Properties
 from ..raw_client import RawClient, run, serve, until
 
 AT_ONCE = 20
+CONVERSATIONS = 50  # at least, however slow the machine is
+EXCHANGES = 10
 TOPICS = ("t", "t/a", "t/a/b", "u", "/", "t/" + "x" * 300)
 FILTERS = ("#", "t/#", "t/+", "+", "$share/g/#", "$share/g/t/a", "$SYS/#", *TOPICS)
 
@@ -161,8 +163,8 @@ async def converse(url: str, chance: random.Random) -> None:
             await writer.wait_closed()
 
 
-async def exchange(broker: Broker, url: str, done: asyncio.Event) -> int:
-    """Messages at every QoS from one client to another and to this process; each must come, in order, once."""
+async def exchange(broker: Broker, url: str, enough: asyncio.Event, done: asyncio.Event) -> None:
+    """Messages from one client to another and to this process until ``done``; each must come, in order, once."""
     inside = broker.subscribe("control/#")
     count = 0
     async with (
@@ -181,24 +183,26 @@ async def exchange(broker: Broker, url: str, done: asyncio.Event) -> int:
                 assert (message.topic, message.payload) == (f"control/{qos}", payload)
                 assert (await asyncio.wait_for(anext(inside), 10)).payload == payload
                 count += 1
+            if count >= EXCHANGES:
+                enough.set()
             await asyncio.sleep(0.001)
     assert (inside.dropped, inside.waiting) == (0, 0)
-    return count
 
 
-async def fuzz(seed: int, seconds: float, data_dir: Path | None) -> tuple[int, int]:
+async def fuzz(seed: int, seconds: float, data_dir: Path | None) -> None:
+    """Attack for ``seconds``, and for as long after that as it takes to hold enough conversations and exchanges."""
     async with serve(data_dir=data_dir, sys_interval_s=1, max_queued_messages=1000, durability="os") as broker:
         url = broker.urls[0]
         loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-        control = asyncio.create_task(exchange(broker, url, done))
+        enough, done = asyncio.Event(), asyncio.Event()
+        control = asyncio.create_task(exchange(broker, url, enough, done))
         until_s = loop.time() + seconds
         held = 0
 
         async def attack(number: int) -> None:
             nonlocal held
             chance = random.Random(f"{seed} {number}")
-            while loop.time() < until_s and not control.done():
+            while (loop.time() < until_s or held < CONVERSATIONS or not enough.is_set()) and not control.done():
                 await converse(url, chance)
                 held += 1
 
@@ -206,21 +210,18 @@ async def fuzz(seed: int, seconds: float, data_dir: Path | None) -> tuple[int, i
             await asyncio.gather(*(attack(number) for number in range(AT_ONCE)))
         finally:
             done.set()
-        exchanged = await control
+        await control
         await until(lambda: broker.snapshot().clients_connected == 0, "clients that left are still there")
         snapshot = broker.snapshot()
         assert snapshot.clients_disconnected <= 2000
         assert snapshot.queued_messages <= 1000 * snapshot.clients_disconnected
-        return held, exchanged
 
 
 def check(seed: int, seconds: float, data_dir: Path | None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "tidings.broker")
-    held, exchanged = run(fuzz(seed, seconds, data_dir))
+    run(fuzz(seed, seconds, data_dir))
     wrong = [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
     assert [record.getMessage() for record in wrong] == [], wrong[0].exc_text
-    assert held > 20 * seconds
-    assert exchanged > 5 * seconds
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["memory", "store"])

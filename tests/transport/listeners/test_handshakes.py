@@ -81,7 +81,7 @@ def test_a_flood_of_half_made_ones_makes_room_long_before_its_time_is_up(serve: 
         flood = [stack.enter_context(half_made(served, kind)) for _ in range(30)]
         began = time.monotonic()
         established.ping()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9, "it waited until the first of the flood were cut off"
         served.client("another").ping()  # one fifth of their time is theirs, then others get their turn
         assert time.monotonic() - began < 4
         established.ping()
@@ -106,7 +106,7 @@ def test_a_stop_does_not_wait_for_handshakes(serve: Serve) -> None:
         with half_made(served, kind) as sock:
             began = time.monotonic()
             served.broker.stop()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 4
             wait_for_end(sock)
 
 

@@ -223,23 +223,25 @@ def test_pings_are_answered_even_between_the_parts_of_a_message(opened: Raw) -> 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (masked(Opcode.TEXT, PING), 1003),
-        (masked(Opcode.TEXT, b"", fin=False), 1003),
-        (b"\x82\x02" + PING, 1002),  # no mask
-        (b"\xc2\x80\0\0\0\0", 1002),  # a reserved bit
-        (b"\x83\x80\0\0\0\0", 1002),  # a reserved opcode
-        (b"\x8b\x80\0\0\0\0", 1002),
-        (masked(Opcode.CONT, b""), 1002),
-        (masked(Opcode.BINARY, PING, fin=False) + masked(Opcode.BINARY, PING), 1002),
-        (b"\x09\x80\0\0\0\0", 1002),  # a ping in parts
-        (b"\x89\xfe\0\x7e", 1002),  # a ping of 126 bytes
-        (b"\x82\xff\xff\0\0\0\0\0\0\0\0\0\0\0", 1002),  # more than 2^63 bytes
-        (b"\x88\x81\0\0\0\0\x03", 1002),  # half a close code
-        (masked(Opcode.CLOSE, b"\x03\xed"), 1002),  # 1005, which is never sent
-        (masked(Opcode.CLOSE, b"\x03\xe8\xff"), 1002),  # not UTF-8
-        (masked(Opcode.CLOSE, b""), 1000),
-        (masked(Opcode.CLOSE, b"\x03\xe9bye"), 1001),
-        (masked(Opcode.CLOSE, b"\x0f\xa0"), 4000),
+        pytest.param(masked(Opcode.TEXT, PING), 1003, id="text"),
+        pytest.param(masked(Opcode.TEXT, b"", fin=False), 1003, id="the start of a text"),
+        pytest.param(b"\x82\x02" + PING, 1002, id="no mask"),
+        pytest.param(b"\xc2\x80\0\0\0\0", 1002, id="a reserved bit"),
+        pytest.param(b"\x83\x80\0\0\0\0", 1002, id="a reserved data opcode"),
+        pytest.param(b"\x8b\x80\0\0\0\0", 1002, id="a reserved control opcode"),
+        pytest.param(masked(Opcode.CONT, b""), 1002, id="a continuation of nothing"),
+        pytest.param(
+            masked(Opcode.BINARY, PING, fin=False) + masked(Opcode.BINARY, PING), 1002, id="a message within a message"
+        ),
+        pytest.param(b"\x09\x80\0\0\0\0", 1002, id="a ping in parts"),
+        pytest.param(b"\x89\xfe\0\x7e", 1002, id="a ping of 126 bytes"),
+        pytest.param(b"\x82\xff\xff\0\0\0\0\0\0\0\0\0\0\0", 1002, id="more than 2^63 bytes"),
+        pytest.param(b"\x88\x81\0\0\0\0\x03", 1002, id="half a close code"),
+        pytest.param(masked(Opcode.CLOSE, b"\x03\xed"), 1002, id="1005, which is never sent"),
+        pytest.param(masked(Opcode.CLOSE, b"\x03\xe8\xff"), 1002, id="a reason that is not UTF-8"),
+        pytest.param(masked(Opcode.CLOSE, b""), 1000, id="close without a code"),
+        pytest.param(masked(Opcode.CLOSE, b"\x03\xe9bye"), 1001, id="going away"),
+        pytest.param(masked(Opcode.CLOSE, b"\x0f\xa0"), 4000, id="a code of the application's own"),
     ],
 )
 def test_the_broker_answers_with_a_close_frame_and_closes(opened: Raw, data: bytes, code: int) -> None:
