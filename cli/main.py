@@ -33,6 +33,8 @@ COMMANDS = {
     "pub": Row("tidings.cli.pub", "pub", "Publish messages."),
     "sub": Row("tidings.cli.sub", "sub", "Subscribe and print what arrives."),
     "crashtest": Row("tidings.cli.crashtest", "crashtest", "Kill a broker again and again; count what was lost."),
+    "user": Row("tidings.cli.user", "user", "Add, list and remove the users who may connect."),
+    "acl": Row("tidings.cli.acl", "acl", "Say who may publish and subscribe where, and why."),
     "cert": Row("tidings.cli.cert", "cert", "Make certificates for TLS: a CA, servers, devices."),
     "store": Row("tidings.cli.store", "store", "Look into a broker's data directory."),
     "bench": Row("tidings.cli.bench", "bench", "Measure a broker beside its peers."),
