@@ -49,6 +49,16 @@ class Config(BaseModel):
         "listener is refused at start.",
     )
 
+    decision_lifetime_s: Seconds = Field(
+        default=30.0,
+        description="Seconds for which a decision about one client and topic holds before it is made anew; 0 = each is "
+        "made anew. Where nothing decides, everybody may do everything.",
+    )
+    max_decisions: Count = Field(
+        default=1_000,
+        description="Decisions that are remembered for one connection, for each of publish, subscribe, receive.",
+    )
+
     max_connections: Count = Field(default=100_000, description="Connections at once; further ones are closed at once.")
     connect_timeout_s: float = Field(
         default=10.0, gt=0, le=3600, description="Seconds that a connection may take to send its CONNECT."

@@ -31,7 +31,7 @@ from .core.connection import forwarded
 from .core.engine import Engine
 from .core.levels import Levels
 from .core.message import Message, Run
-from .core.ports import Store
+from .core.ports import Gate, Store
 from .core.queue import CHOSEN
 from .core.session import Session
 from .core.snapshot import Snapshot
@@ -56,17 +56,19 @@ class Broker:
 
     ``config``: see ``tidings.broker.Config``; without one it listens on 127.0.0.1:1883 and keeps everything in memory.
     ``store``: where sessions, messages and retained messages are kept; None = in ``config.data_dir`` if it names one,
-    else in memory, for the life of the process. Raises ConfigError for a listener that is wrong or unsafe, BrokerError
+    else in memory, for the life of the process. ``gate``: who decides who is let in and may do what; None = everybody
+    may do everything. Raises ConfigError for a listener that is wrong or unsafe, BrokerError
     if it cannot be opened, StoreError if the data directory cannot be used.
     """
 
-    def __init__(self, config: Config | None = None, *, store: Store | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, store: Store | None = None, gate: Gate | None = None) -> None:
         self.config = config or Config()
         self._store = store
+        self._gate = gate
         self._endpoints = [Endpoint(listener) for listener in self.config.listeners]
         for endpoint in self._endpoints:
             address = endpoint.address
-            if not (address.is_local or endpoint.identifies or self.config.allow_anonymous_remote):
+            if not (address.is_local or endpoint.identifies or gate is not None or self.config.allow_anonymous_remote):
                 raise ConfigError(
                     f"listener {address} can be reached from other machines, and this broker asks nobody for a "
                     "password; listen on 127.0.0.1, require client certificates, or set allow_anonymous_remote if "
@@ -108,7 +110,12 @@ class Broker:
                 now = store.last_now(now)
                 self._clock = _engine_clock(now)
             engine = Engine(
-                self.config, now, lambda: f"tidings-{token_hex(8)}", version=_version(), keeps=store is not None
+                self.config,
+                now,
+                lambda: f"tidings-{token_hex(8)}",
+                version=_version(),
+                keeps=store is not None,
+                gate=self._gate,
             )
             if store is not None:
                 engine.restore(store.load(self.config.max_inflight), store.load_retained(), now)

@@ -38,7 +38,8 @@ from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
 from .connecting import on_auth, on_connect
 from .message import Message, WireRun
-from .ports import Completed, Outbox, PauseReason, Received
+from .ports import Action, Completed, Identity, Outbox, PauseReason, Received
+from .rights import Rights, Undecided
 from .session import Session
 from .state import State
 from .subscribing import on_subscribe, on_unsubscribe
@@ -61,24 +62,32 @@ class Connection:
         "engine",
         "entry_at",
         "held_up",
+        "identity",
         "keep_alive_s",
         "last_seen",
         "max_packet_size",
         "outbox",
         "peer",
         "problem_information",
+        "rights",
         "session",
         "session_expiry_s",
         "state",
+        "tls",
+        "undecided",
         "user",
         "version",
         "welcome",
     )
 
-    def __init__(self, engine: "Engine", outbox: Outbox, peer: str, now: float) -> None:
+    def __init__(self, engine: "Engine", outbox: Outbox, peer: str, now: float, tls: object | None = None) -> None:
         self.engine = engine
         self.outbox = outbox
         self.peer = peer
+        self.tls = tls
+        self.identity: Identity | None = None  # since CONNECT, if there is a gate
+        self.rights: Rights | None = None
+        self.undecided: list[Packet] | None = None  # what came since the gate was asked
         self.become(State.CONNECTING)
         self.version = 0  # unknown before CONNECT
         self.user = ""
@@ -118,38 +127,58 @@ class Connection:
         topic, so identity tells.
         """
         self.last_seen = now
+        if self.undecided is not None:
+            self.undecided += packets
+            return
         run: list[Message] = []
         topic, qos, retain = "", 0, False
-        packet: Any  # its type is looked at once, as a whole
-        for packet in packets:
-            kind = type(packet)
-            if run:
-                if (
-                    kind is Message
-                    and packet.topic is topic
-                    and packet.qos == qos
-                    and packet.retain == retain
-                    and packet.properties is NO_PROPERTIES
-                ):
-                    run.append(packet)
+        packet: Any = None  # its type is looked at once, as a whole
+        remaining = iter(packets)
+        try:
+            for packet in remaining:
+                kind = type(packet)
+                if run:
+                    if (
+                        kind is Message
+                        and packet.topic is topic
+                        and packet.qos == qos
+                        and packet.retain == retain
+                        and packet.properties is NO_PROPERTIES
+                    ):
+                        run.append(packet)
+                        continue
+                    self._on_run(run, now)
+                    run = []
+                if kind is Message and packet.properties is NO_PROPERTIES:
+                    run = [packet]
+                    topic, qos, retain = packet.topic, packet.qos, packet.retain
                     continue
+                handler = self._handlers.get(kind)
+                if handler is None:
+                    raise ProtocolError(f"{kind.__name__.upper()} while {self.state.value}")
+                handler(self, packet, now)
+            packet = None
+            if run:
                 self._on_run(run, now)
-                run = []
-            if kind is Message and packet.properties is NO_PROPERTIES:
-                run = [packet]
-                topic, qos, retain = packet.topic, packet.qos, packet.retain
-                continue
-            handler = self._handlers.get(kind)
-            if handler is None:
-                raise ProtocolError(f"{kind.__name__.upper()} while {self.state.value}")
-            handler(self, packet, now)
-        if run:
-            self._on_run(run, now)
+        except Undecided:
+            self.undecided = [*run, *([] if packet is None else [packet]), *remaining]
         session = self.session
         if session is not None:
             window = session.window
             if window.queue or window.resend or window.latest is not None:
                 window.pump(now)  # acknowledgements may have made room
+
+    def go_on(self, now: float) -> None:
+        """The gate has decided something: handle what waited for it. Raises ProtocolError."""
+        waiting, self.undecided = self.undecided, None
+        if waiting is None:
+            return
+        self.receive(waiting, now)
+        undecided = cast("list[Packet] | None", self.undecided)  # set again, if another one has to wait
+        if self.rights is not None and (undecided is None or undecided[0] is not waiting[0]):
+            self.rights.done()
+        if undecided is None:
+            self.outbox.go_on(PauseReason.GATE)
 
     def pause(self, reason: PauseReason | None, now: float) -> None:
         """The client is not read from any more, for ``reason``; None = it is again."""
@@ -198,14 +227,14 @@ class Connection:
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> None:
         expiry_s = packet.properties.get("session_expiry_interval")
-        if expiry_s is not None:
+        if expiry_s is not None and self.session is not None:
             if expiry_s and not self.session_expiry_s:
                 # 5.0 section 3.14.2.2.2
                 raise ProtocolError("DISCONNECT sets a Session Expiry Interval that CONNECT had as 0")
             self.session_expiry_s = min(expiry_s, self.engine.config.max_session_expiry_s)
-            self._session.expiry_s = self.session_expiry_s
-        if packet.reason == ReasonCode.NORMAL_DISCONNECTION:
-            self._session.will = None  # 5.0 [MQTT-3.14.4-3], 3.1.1 [MQTT-3.14.4-3]
+            self.session.expiry_s = self.session_expiry_s
+        if packet.reason == ReasonCode.NORMAL_DISCONNECTION and self.session is not None:
+            self.session.will = None  # 5.0 [MQTT-3.14.4-3], 3.1.1 [MQTT-3.14.4-3]
         self.engine.leave(self, now, f"client said goodbye ({packet.reason:#04x})" if packet.reason else "")
 
     def _on_pingreq(self, packet: Pingreq, now: float) -> None:
@@ -245,6 +274,9 @@ class Connection:
 
     def _on_publish_run(self, packets: PublishRun, now: float) -> None:
         """QoS 0 in bulk: nothing to acknowledge, nothing to look at but the topic."""
+        if self.rights is not None and not self.rights.publish(packets.topic, now):
+            self._not_authorized(packets.topic, packets.count)
+            return
         self.engine.stats.packets_received += packets.count - 1
         self.engine.route(WireRun(packets, self.version, self._session.client_id, now))
 
@@ -252,6 +284,11 @@ class Connection:
         engine = self.engine
         qos = messages[0].qos
         since = len(engine.changes)
+        may = self.rights is None or self.rights.publish(messages[0].topic, now)
+        if not may:
+            self._not_authorized(messages[0].topic, len(messages))
+            if not qos:
+                return
         if not qos:
             engine.publish(messages, now)
             return
@@ -259,11 +296,19 @@ class Connection:
             messages = self._new_only(messages)
             if not messages:
                 return
-        if engine.store_trouble and self.version == MQTT_5_0:
-            reason: int = ReasonCode.QUOTA_EXCEEDED  # nothing new can be kept; what was taken waits for the disk
+        reason: int
+        if not may:
+            # 3.1.1 [MQTT-3.3.5-2] acknowledge or close: a device with a wrong topic would come back for ever
+            reason = ReasonCode.NOT_AUTHORIZED if self.version == MQTT_5_0 else ReasonCode.SUCCESS
+        elif engine.store_trouble and self.version == MQTT_5_0:
+            reason = ReasonCode.QUOTA_EXCEEDED  # nothing new can be kept; what was taken waits for the disk
         else:
             reason = engine.publish(messages, now, self.session if qos == 2 else None)
         self._acknowledge(messages, qos, reason, since)
+
+    def _not_authorized(self, topic: str, count: int) -> None:
+        self.engine.stats.refuse(Action.PUBLISH, count)
+        self.engine.log.info("%.200r may not publish to %.200r", self.client_id, topic)
 
     def _acknowledge(self, packets: list[Message], qos: int, reason: int, since: int) -> None:
         engine = self.engine
@@ -380,9 +425,10 @@ class Connection:
     def refuse(self, error: ProtocolError) -> None:
         """Answer an error as the state and the version allow; the caller closes the connection afterwards."""
         packet: Packet
-        if self.state is State.CONNECTING and self.version == MQTT_5_0:
+        before = self.state in (State.CONNECTING, State.AUTHENTICATING)
+        if before and self.version == MQTT_5_0:
             packet = Connack(False, legal(PacketType.CONNACK, error.reason), self.why(error))
-        elif self.state is State.CONNECTING and self.version and error.reason in CONNACK_RETURN_CODE:
+        elif before and self.version and error.reason in CONNACK_RETURN_CODE:
             packet = Connack(False, CONNACK_RETURN_CODE[error.reason])
         elif self.state is State.CONNECTED and self.version == MQTT_5_0 and self.welcome <= self.engine.durable_batch:
             packet = Disconnect(legal(PacketType.DISCONNECT, error.reason), self.why(error))
@@ -413,6 +459,8 @@ Handler = Callable[[Connection, Any, float], None]
 HANDLERS: Final[dict[State, dict[type, Handler]]] = {
     # 5.0 [MQTT-3.1.0-1] the first packet is CONNECT; 5.0 [MQTT-3.1.0-2] and there is no second one
     State.CONNECTING: {Connect: on_connect},
+    # 5.0 [MQTT-3.1.2-30] until CONNACK nothing else than AUTH and DISCONNECT
+    State.AUTHENTICATING: {Auth: on_auth, Disconnect: Connection._on_disconnect},
     State.CONNECTED: {
         Publish: Connection._on_publish,
         Message: Connection._on_publish,

@@ -23,7 +23,20 @@ from .connection import Connection, forwarded
 from .deadlines import Deadlines
 from .levels import Levels
 from .message import Message, Run
-from .ports import Batch, Change, Outbox, Restored, RetainedSet, SessionGone, SessionSaved
+from .ports import (
+    Action,
+    Answer,
+    Batch,
+    Change,
+    Gate,
+    Identity,
+    Outbox,
+    Restored,
+    RetainedSet,
+    SessionGone,
+    SessionSaved,
+)
+from .queue import DropReason
 from .retained import Retained
 from .session import NEVER, Session
 from .snapshot import Loads, Snapshot, Stats, heaviest, sys_topics
@@ -41,9 +54,17 @@ class Engine:
     """All state of one broker. ``new_client_id`` makes ids for 5.0 and 3.1.1 clients that bring none."""
 
     def __init__(
-        self, config: "Config", now: float, new_client_id: Callable[[], str], *, version: str = "", keeps: bool = False
+        self,
+        config: "Config",
+        now: float,
+        new_client_id: Callable[[], str],
+        *,
+        version: str = "",
+        keeps: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self.config = config
+        self.gate = gate  # None = everybody may do everything
         self.version = version
         self.new_client_id = new_client_id
         self.keeps = keeps  # whether there is a store that outlives the process
@@ -71,9 +92,9 @@ class Engine:
 
     # what adapters call
 
-    def connect(self, outbox: Outbox, peer: str, now: float) -> Connection:
-        """A network connection was accepted. ``peer`` names its other end in logs."""
-        connection = Connection(self, outbox, peer, now)
+    def connect(self, outbox: Outbox, peer: str, now: float, tls: object | None = None) -> Connection:
+        """A network connection was accepted. ``peer`` names its other end in logs; ``tls``: see ``Identity``."""
+        connection = Connection(self, outbox, peer, now, tls)
         self.connections.add(connection)
         self.stats.connections += 1
         self.deadlines.set(connection, now + self.config.connect_timeout_s)
@@ -88,6 +109,46 @@ class Engine:
             self.fail(connection, error, now)
         if self.budget.attention:
             self.relieve(now)
+
+    def decided(self, identity: Identity, answer: Answer, now: float) -> None:
+        """The gate's answer to what it was asked about ``identity``. Ignored if nobody waits for it any more."""
+        if identity.asked and identity.answer is None:
+            identity.answer = answer
+            self._go_on(identity.connection, now)
+
+    def allowed(self, identity: Identity, action: Action, topic: str, may: bool, now: float) -> None:
+        """The gate's answer to ``Gate.may``. Ignored if nobody waits for it any more."""
+        connection = identity.connection
+        rights = connection.rights
+        if connection.state is State.CLOSED or rights is None or not rights.decided(action, topic, may, now):
+            return
+        if action is Action.RECEIVE:
+            if connection.session is not None:
+                connection.session.window.pump(now)
+                if self.budget.attention:
+                    self.relieve(now)
+        elif not rights.waits:
+            self._go_on(connection, now)
+
+    def _go_on(self, connection: Connection, now: float) -> None:
+        if connection.state is State.CLOSED:
+            return
+        try:
+            connection.go_on(now)
+        except ProtocolError as error:
+            self.fail(connection, error, now)
+        except Exception:
+            self.log.exception("internal error while serving %r", connection)
+            ours = ProtocolError("internal error of the broker", ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+            self.fail(connection, ours, now)
+        if self.budget.attention:
+            self.relieve(now)
+
+    def forget(self, identity: Identity | None = None) -> None:
+        """Ask the gate anew what a client may do, or (None) what all of them may."""
+        for connection in self.connections if identity is None else (identity.connection,):
+            if connection.rights is not None:
+                connection.rights.forget()
 
     def relieve(self, now: float) -> None:
         """Keep to the memory budget, and cut off the clients whose policy asks for that."""
@@ -206,6 +267,10 @@ class Engine:
         self.connections.discard(connection)
         self.deadlines.set(connection, None)
         connection.outbox.close()
+        connection.undecided = None
+        if self.gate is not None and connection.identity is not None:
+            self.gate.left(connection.identity, now)
+            connection.identity = connection.rights = None  # they refer to it
         session = connection.session
         if session is None or session.connection is not connection:
             return
@@ -355,9 +420,14 @@ class Engine:
         return ReasonCode.SUCCESS
 
     def _deliver_shared(self, share: Share, run: Run) -> None:
-        chosen = share.choose()
+        chosen = share.choose(run.topic, run.now)
         if chosen is not None:
             chosen[0].deliver(run, chosen[1])
+        elif self.gate is not None:
+            for window in share.members:
+                if window.rights is not None:  # nobody may have it: counted once
+                    window.drop(DropReason.NOT_AUTHORIZED, run.count)
+                    break
 
     def _hand_on(self, session: Session, share: Share, now: float) -> None:
         """Give what ``session`` was owed as a member of ``share`` to the members that there are."""
@@ -423,9 +493,10 @@ class Engine:
 
     def connection_due(self, connection: Connection, now: float) -> None:
         """Nothing may have been heard for too long: no CONNECT at all, or no sign of life within the keep-alive."""
-        if connection.state is State.CONNECTING:
-            self.log.warning("closing %r: no CONNECT in time", connection)
-            self.leave(connection, now, "no CONNECT in time")
+        if connection.state is not State.CONNECTED:
+            why = "no CONNECT in time" if connection.identity is None else "not authenticated in time"
+            self.log.warning("closing %r: %s", connection, why)
+            self.leave(connection, now, why)
         elif connection.keep_alive_s:
             # While the store holds clients up, it may be us who did not listen.
             due = (now if self.stalled or connection.held_up else connection.last_seen) + connection.keep_alive_s

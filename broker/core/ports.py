@@ -1,4 +1,5 @@
-"""What the core needs from outside: somewhere to send bytes (Outbox) and somewhere to keep what it promised (Store).
+"""What the core needs from outside: somewhere to send bytes (Outbox), somewhere to keep what it promised (Store), and
+somebody who knows who may do what (Gate).
 
 The core never awaits. It appends bytes to outboxes and Change records to the current batch; adapters carry both out.
 An acknowledgement that depends on a batch is handed to the outbox together with the number of that batch, and the
@@ -6,11 +7,15 @@ outbox lets it go once ``Engine.durable`` says that the batch is safe.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from ..codec.packets import Connect, Will
+from ..codec.reasons import ReasonCode
+
 if TYPE_CHECKING:
+    from .connection import Connection
     from .message import Message
     from .session import SessionRecord
     from .topics import Grant
@@ -24,6 +29,7 @@ class PauseReason(Enum):
     STORE = "store"  # the store has too much to write
     MEMORY = "memory"  # too much waits in the broker, and it adds to that
     RATE = "rate"  # it sends, or connects, faster than it may
+    GATE = "gate"  # the gate has not decided yet whether it may do what it asks for
 
 
 class Outbox(Protocol):
@@ -53,6 +59,9 @@ class Outbox(Protocol):
 
     def release(self, batch: int) -> None:
         """Batches up to this one are durable: let go what waited for them."""
+
+    def go_on(self, reason: PauseReason) -> None:
+        """Read again, if it was for ``reason`` that this client was not read from."""
 
     def shorten(self) -> None:
         """Be ``full`` early: this client wants the newest, and what is under way cannot be replaced."""
@@ -203,3 +212,90 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Write what is left and close. Raises StoreError if it cannot be written."""
+
+
+class Action(Enum):
+    """What a client does with a topic, or with a topic filter where it subscribes."""
+
+    PUBLISH = "publish"
+    SUBSCRIBE = "subscribe"
+    RECEIVE = "receive"
+
+
+@dataclass(slots=True, frozen=True)
+class Accepted:
+    """The client is who it says. ``data``: Authentication Data for it; ``user``: who it is, None = as CONNECT said."""
+
+    data: bytes | None = None
+    user: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Refused:
+    """The client is not let in. 5.0 clients are told ``text``, which must not help anybody who guesses."""
+
+    reason: ReasonCode = ReasonCode.NOT_AUTHORIZED
+    text: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Challenge:
+    """``data`` for the client to answer, in an AUTH packet (5.0 section 4.12)."""
+
+    data: bytes | None = None
+
+
+Answer = Accepted | Refused | Challenge
+
+
+@dataclass(slots=True, eq=False)
+class Identity:
+    """Who a client says it is, in one connection; what a Gate is asked about, and answers by.
+
+    ``user`` is "" if CONNECT had no user name; ``password`` is forgotten once the gate has answered. ``method`` is the
+    Authentication Method of CONNECT, "" if it had none, and ``data`` the Authentication Data that came last. ``tls``
+    is the connection's ``ssl.SSLObject``, None without TLS. ``note`` belongs to the gate.
+    """
+
+    client_id: str
+    user: str
+    password: bytes | None = field(repr=False)
+    peer: str
+    version: int
+    clean_start: bool
+    keep_alive_s: int
+    will: Will | None = field(repr=False)
+    method: str
+    data: bytes | None = field(repr=False)
+    tls: object | None = field(repr=False)
+    connection: "Connection" = field(repr=False)
+    connect: Connect | None = field(repr=False)  # until CONNACK
+    note: object = field(default=None, repr=False)
+    # what the core knows of the exchange
+    asked: bool = field(default=False, repr=False)
+    answer: Answer | None = field(default=None, repr=False)
+    accepted: Accepted | None = field(default=None, repr=False)
+    challenged: bool = field(default=False, repr=False)
+
+
+class Gate(Protocol):
+    """Decides who is let in, and what they may do with which topic.
+
+    It must not wait. None means that the decision comes later, in a turn of its own: ``Engine.decided`` for the first
+    three methods, ``Engine.allowed`` for ``may``. Until then that client waits, and nobody else.
+    """
+
+    def authenticate(self, identity: Identity, now: float) -> Answer | None:
+        """CONNECT arrived. Where ``identity.method`` names a method that there is not: Refused, 0x8C."""
+
+    def respond(self, identity: Identity, now: float) -> Answer | None:
+        """AUTH arrived with ``identity.data``, in answer to the last Challenge."""
+
+    def reauthenticate(self, identity: Identity, now: float) -> Answer | None:
+        """The client wants to authenticate again in its connection, and begins with ``identity.data``."""
+
+    def may(self, identity: Identity, action: Action, topic: str, now: float) -> bool | None:
+        """Whether the client may do ``action`` with ``topic``; with SUBSCRIBE that is a filter, without ``$share``."""
+
+    def left(self, identity: Identity, now: float) -> None:
+        """The connection ended, accepted or not. Decisions that are under way for it are not wanted any more."""

@@ -36,6 +36,7 @@ class DropReason(Enum):
     EXPIRED = "expired"
     OFFLINE = "offline"  # QoS 0 while the client is away
     TOO_LARGE = "too-large"  # over the Maximum Packet Size of the client
+    NOT_AUTHORIZED = "not-authorized"  # the gate does not let the client have it
     REFUSED = "refused"  # the client answered with a reason of 0x80 or above
     SESSION_ENDED = "session-ended"
     MEMORY = "memory-budget"  # the broker's is used up, and this session had most waiting

@@ -11,7 +11,7 @@ from .queue import CHOSEN
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .ports import PauseReason
+    from .ports import Action, PauseReason
     from .queue import DropReason
     from .session import Session
 
@@ -40,8 +40,14 @@ class Stats:
     dropped: "dict[DropReason, int]" = field(default_factory=dict)
     paused: "dict[PauseReason, int]" = field(default_factory=dict)
     """How often a client was not read from any more, and why."""
+    not_authorized: "dict[Action, int]" = field(default_factory=dict)
+    """Messages and subscriptions of clients that were not allowed; deliveries are in ``dropped``."""
     cut_off: dict[int, int] = field(default_factory=dict)
     """Connections that the broker ended, by reason code."""
+
+    def refuse(self, action: "Action", count: int = 1) -> None:
+        """Count what a client was not allowed to do."""
+        self.not_authorized[action] = self.not_authorized.get(action, 0) + count
 
     @property
     def packets_sent(self) -> int:
@@ -169,6 +175,8 @@ def sys_topics(engine: "Engine", now: float, loads: Loads) -> dict[str, str]:
         topics[f"$SYS/tidings/dropped/{reason.value}"] = str(count)
     for why, count in stats.paused.items():
         topics[f"$SYS/tidings/paused/{why.value}"] = str(count)
+    for action, count in stats.not_authorized.items():
+        topics[f"$SYS/tidings/not-authorized/{action.value}"] = str(count)
     for code, count in stats.cut_off.items():
         topics[f"$SYS/tidings/cut-off/{name_of(code).rpartition(' ')[0].lower().replace(' ', '-')}"] = str(count)
     topics["$SYS/tidings/memory/bytes"] = str(shot.memory_bytes)

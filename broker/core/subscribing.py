@@ -1,5 +1,7 @@
 """SUBSCRIBE and UNSUBSCRIBE."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..codec.packets import (
@@ -15,6 +17,7 @@ from ..codec.reasons import ReasonCode
 from ..errors import ProtocolError
 from ..policy import choose, newest_only
 from .handout import Handout
+from .ports import Action
 from .topics import Grant, check_filter, max_weight, weight
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
     """SUBSCRIBE: each filter on its own merits, SUBACK, then the retained messages."""
     session, engine = connection.session, connection.engine
     assert session is not None
+    denied: set[str] = set()
+    if connection.rights is not None:
+        may = connection.rights.subscribe(_legal(packet, engine.config.max_topic_levels), now)
+        denied = {filter for filter in may if not may[filter]}
     since = len(engine.changes)
     identifiers = tuple(packet.properties.get("subscription_identifier", ()))
     reasons: list[int] = []
@@ -37,6 +44,9 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
             check_filter(wanted.filter, engine.config.max_topic_levels)
             if wanted.no_local and wanted.filter.startswith("$share/"):  # 5.0 [MQTT-3.8.3-4]
                 raise ProtocolError("No Local on a shared subscription", ReasonCode.PROTOCOL_ERROR)
+            if wanted.filter in denied:
+                engine.stats.refuse(Action.SUBSCRIBE)
+                raise ProtocolError("not authorized", ReasonCode.NOT_AUTHORIZED)
             if new and len(session.subscriptions) >= engine.config.max_subscriptions:
                 raise ProtocolError("too many subscriptions in this session", ReasonCode.QUOTA_EXCEEDED)
             if new and session.weight + weight(wanted.filter) > max_weight(engine.config):
@@ -69,6 +79,14 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
         for filter, grant in retained.items():
             handout.add(filter, grant, now)
         handout.on_due(now)
+
+
+def _legal(packet: Subscribe, max_levels: int) -> Iterator[str]:
+    """The filters that are ones: the gate is not asked about the others."""
+    for wanted in packet.filters:
+        with suppress(ProtocolError):
+            check_filter(wanted.filter, max_levels)
+            yield wanted.filter
 
 
 def on_unsubscribe(connection: "Connection", packet: Unsubscribe, now: float) -> None:

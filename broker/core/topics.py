@@ -78,8 +78,10 @@ class Share:
     def __repr__(self) -> str:
         return f"Share({self.name!r}, {self.filter!r}, {len(self.members)} members)"
 
-    def choose(self, exclude: "Window | None" = None) -> "tuple[Window, Grant] | None":
+    def choose(self, topic: str, now: float) -> "tuple[Window, Grant] | None":
         """The member that takes the next message: in turn, among those who can take it at once, else the least loaded.
+
+        Members that may not receive ``topic`` are passed over.
 
         Members that are away are chosen only if nobody is connected, and only if their session queues messages.
         """
@@ -90,7 +92,7 @@ class Share:
         for offset in range(count):
             member = members[(turn + offset) % count]
             window = member[0]
-            if window is exclude:
+            if window.rights is not None and window.rights.receive(topic, now) is False:
                 continue
             if window.ready:
                 self._turn = (turn + offset) % count

@@ -29,6 +29,7 @@ from .ports import Acked, Outbox, Queued, Released, Restored, Wanted
 from .queue import DropReason as DropReason
 from .queue import Entry as Entry
 from .queue import Queue
+from .rights import Rights
 from .spill import Spill
 from .topics import Grant
 
@@ -56,6 +57,7 @@ class Window(Queue):
         "limit",
         "max_packet_size",
         "released",
+        "rights",
         "sent",
         "version",
         "wake",
@@ -66,6 +68,7 @@ class Window(Queue):
         self.keeps = False
         self.wake: Callable[[], None] | None = None
         self.version = 4
+        self.rights: Rights | None = None  # what the client may receive, if there is a gate
         self.limit = MAX_PACKET_ID
         self.max_packet_size = 0  # 0 = the client named none
         self.alias_maximum = 0
@@ -117,6 +120,7 @@ class Window(Queue):
     def detach(self) -> None:
         """The connection is gone. What was in flight will be sent again, in its order, before anything else."""
         self.outbox = None
+        self.rights = None
         self._aliases = None
         if self.inflight:
             again = deque(self.inflight.values())
@@ -158,6 +162,15 @@ class Window(Queue):
             else:
                 self.drop(DropReason.OFFLINE, run.count)
             return
+        if self.rights is not None:
+            may = self.rights.receive(run.topic, run.now)
+            if not may:
+                if may is None:
+                    self._enqueue(run.messages, grant, qos)
+                    self._settle()
+                else:
+                    self.drop(DropReason.NOT_AUTHORIZED, run.count)
+                return
         policy = grant.policy
         if policy is not None and (policy.period_s or self.latest or (self.missed and policy.tell_missed)):
             self._enqueue(run.messages, grant, qos)
@@ -253,6 +266,9 @@ class Window(Queue):
                     break
                 if packet_id in self.inflight or packet_id in self.released:
                     break
+            may = self.rights is None or self.rights.receive(message.topic, now)
+            if may is None:
+                break
             again = False
             if newest is not None:
                 assert latest is not None
@@ -265,6 +281,9 @@ class Window(Queue):
                     self.queued_bytes -= message.size
                     if latest is not None:
                         latest.passed()
+            if not may:
+                self._deny(message, grant, seq, now)
+                continue
             if not again and message.expires_at is not None and message.expires_at <= now:
                 # 5.0 [MQTT-3.3.2-5] delivery did not start in time
                 self.forget(seq, message, DropReason.EXPIRED)
@@ -443,6 +462,16 @@ class Window(Queue):
         return True
 
     # dropping
+
+    def _deny(self, message: Message, grant: Grant, seq: int, now: float) -> None:
+        """The client may not receive ``message``; if it shares the subscription, another member may."""
+        chosen = None if grant.share is None else grant.share.choose(message.topic, now)
+        if chosen is None:
+            self.forget(seq, message, DropReason.NOT_AUTHORIZED)
+            return
+        if seq and self.changes is not None:
+            self.changes.append(Acked(self.client_id, seq, message))
+        chosen[0].deliver(Run([message], now), chosen[1])
 
     def refused(self) -> None:
         """PUBACK came with a reason of 0x80 or above; 5.0 [MQTT-4.8.2-6] nobody else gets the message."""

@@ -224,7 +224,7 @@ class Link(asyncio.Protocol):
         transport.set_write_buffer_limits(high=links.high_bytes)
         links.open.add(self)
         now = links.clock()
-        self.connection = links.engine.connect(self, peer, now)
+        self.connection = links.engine.connect(self, peer, now, transport.get_extra_info("ssl_object"))
         wait_s = links.arrive(self.connection, peer, now)
         if wait_s:
             self._early = b""
@@ -260,7 +260,9 @@ class Link(asyncio.Protocol):
             log.exception("internal error while serving %r", connection)
             engine.fail(connection, ProtocolError("internal error of the broker", IMPLEMENTATION_ERROR), now)
         if self.paused is None and not self._closed:
-            if 0 <= since < len(engine.changes):
+            if connection.undecided is not None:
+                self._pause(PauseReason.GATE)
+            elif 0 <= since < len(engine.changes):
                 # It makes work for a store that has more than it can do.
                 links.stalled.add(self)
                 self._pause(PauseReason.STORE)

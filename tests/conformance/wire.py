@@ -32,6 +32,7 @@ from tidings.broker.codec.packets import (
 from tidings.broker.codec.properties import Properties
 from tidings.broker.config import Config
 from tidings.broker.core.engine import Engine
+from tidings.broker.core.ports import PauseReason
 
 VERSIONS = pytest.mark.parametrize("version", [4, 5], ids=["3.1.1", "5.0"])
 
@@ -100,6 +101,9 @@ class Pipe:
             self.held += publishes
         else:
             self.send(data)
+
+    def go_on(self, reason: PauseReason) -> None:
+        pass
 
     def shorten(self) -> None:
         pass

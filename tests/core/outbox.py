@@ -2,6 +2,7 @@
 
 from tidings.broker.codec import Decoder
 from tidings.broker.codec.packets import Packet
+from tidings.broker.core.ports import PauseReason
 
 
 class ListOutbox:
@@ -29,6 +30,9 @@ class ListOutbox:
         self.held += publishes
         self.waiting.append((batch, data))
         self.release(self.durable)
+
+    def go_on(self, reason: PauseReason) -> None:
+        pass
 
     def shorten(self) -> None:
         pass

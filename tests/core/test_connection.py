@@ -34,9 +34,11 @@ from tidings.broker.codec.packets import (
 from tidings.broker.core.connection import HANDLERS, Connection, forwarded
 from tidings.broker.core.engine import Engine
 from tidings.broker.core.message import Message
+from tidings.broker.core.ports import Challenge
 from tidings.broker.core.state import State
 
 from ..conformance.wire import Wire
+from .gate import ListGate
 from .outbox import ListOutbox
 
 CONNECT = Connect("c", 5, True, 60)
@@ -82,7 +84,10 @@ def broker() -> Engine:
 def open_connection(engine: Engine, state: State, version: int = 5) -> tuple[Connection, ListOutbox]:
     outbox = ListOutbox(version)
     connection = engine.connect(outbox, "peer", 0.0)
-    if state is not State.CONNECTING:
+    if state is State.AUTHENTICATING:
+        engine.gate = ListGate([Challenge()])
+        engine.handle(connection, [replace(CONNECT, properties={"authentication_method": "m"})], 0.0)
+    elif state is not State.CONNECTING:
         engine.handle(connection, [replace(CONNECT, version=version)], 0.0)
     if state is State.CLOSED:
         engine.disconnected(connection, 0.0)
@@ -115,6 +120,10 @@ def test_every_packet_in_every_state(state: State, kind: type) -> None:
         assert connection.state is State.CONNECTED
     elif state is State.CONNECTED and kind is Disconnect:
         assert said == []
+        assert connection.state is State.CLOSED
+    elif state is State.AUTHENTICATING:
+        assert [packet.reason for packet in said if isinstance(packet, Connack)] == [0x82] * len(said)
+        assert len(said) == (kind is not Disconnect)
         assert connection.state is State.CLOSED
     else:
         # before CONNECT nobody is told why, after it a DISCONNECT says it

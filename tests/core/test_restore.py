@@ -8,6 +8,7 @@ from tidings.broker import Config, Message
 from tidings.broker.codec.packets import Connect, Disconnect, Publish, Subscribe, SubscribeFilter, Will
 from tidings.broker.core.connection import Connection
 from tidings.broker.core.engine import Engine
+from tidings.broker.core.ports import PauseReason
 from tidings.broker.core.window import DropReason
 from tidings.broker.store.memory import MemoryStore
 
@@ -37,6 +38,9 @@ class Sink:
 
     def release(self, batch: int) -> None:
         """Nothing is held back here."""
+
+    def go_on(self, reason: PauseReason) -> None:
+        pass
 
     def shorten(self) -> None:
         """It is as short as can be."""

@@ -330,7 +330,7 @@ def connected(name: str, limit: int = 100) -> Window:
 
 
 def choices(share: Share, count: int) -> list[str]:
-    chosen = [share.choose() for _ in range(count)]
+    chosen = [share.choose("t", 0.0) for _ in range(count)]
     return [each[0].client_id for each in chosen if each is not None]
 
 
@@ -354,7 +354,7 @@ def test_member_with_a_full_window_waits_its_turn() -> None:
     narrow, wide = connected("narrow", limit=1), connected("wide")
     share = share_of(narrow, wide)
     for number in range(9):
-        chosen = share.choose()
+        chosen = share.choose("t", 0.0)
         assert chosen is not None
         chosen[0].deliver(Run([Message("t", b"%d" % number, 1)], 0.0), chosen[1])
     assert (len(narrow.inflight), len(wide.inflight)) == (1, 8)
@@ -391,17 +391,7 @@ def test_members_that_are_away_are_chosen_only_if_nobody_is_connected() -> None:
     here.keeps = False
     assert set(choices(share, 4)) == {"away"}
     away.keeps = False
-    assert share.choose() is None
-
-
-def test_excluded_member_is_not_chosen() -> None:
-    one, two = connected("one"), connected("two")
-    share = share_of(one, two)
-    for _ in range(4):
-        chosen = share.choose(exclude=one)
-        assert chosen is not None
-        assert chosen[0] is two
-    assert share_of(one).choose(exclude=one) is None
+    assert share.choose("t", 0.0) is None
 
 
 def test_subscriber_in_process_takes_part() -> None:

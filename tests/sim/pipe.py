@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tidings.broker.codec import Decoder, TopicTable
 from tidings.broker.core.connection import Connection
 from tidings.broker.core.message import Message
+from tidings.broker.core.ports import PauseReason
 from tidings.devices.client import Client
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Pipe:
             self.held += publishes
         else:
             self.send(data)
+
+    def go_on(self, reason: PauseReason) -> None:
+        pass
 
     def shorten(self) -> None:
         pass
