@@ -7,11 +7,24 @@ It holds no socket, clock or session. Invariants:
 3. No more than ``max_packet_size`` bytes are ever kept, and none are reserved on a peer's mere announcement.
 """
 
+from struct import Struct
 from typing import Final, Literal
 
 from ..errors import MalformedPacket, PacketTooLarge, ProtocolError
 from .bodies import READERS, read_connect, read_version, refusal
-from .packets import MQTT_5_0, NO_PROPERTIES, Packet, PacketType, Puback, Pubcomp, Publish, PublishRun, Pubrec, Pubrel
+from .packets import (
+    MQTT_5_0,
+    NO_PROPERTIES,
+    AckRun,
+    Packet,
+    PacketType,
+    Puback,
+    Pubcomp,
+    Publish,
+    PublishRun,
+    Pubrec,
+    Pubrel,
+)
 from .properties import decode_properties
 from .wire import MAX_PACKET_BYTES, TopicTable, length_end, read_varint
 
@@ -23,6 +36,7 @@ for _flags in (0x0, 0x1, 0x2, 0x3, 0x4, 0x5, 0xA, 0xB, 0xC, 0xD):
 _ACKS: Final[list[type[Puback | Pubrec | Pubrel | Pubcomp] | None]] = [None] * 256
 """First byte to the class of the acknowledgements, which are four bytes where all went well."""
 _ACKS[0x40], _ACKS[0x50], _ACKS[0x62], _ACKS[0x70] = Puback, Pubrec, Pubrel, Pubcomp
+_ACK: Final = Struct(">HH")  # first byte and length, packet id
 
 _NO_PUBLISH: Final[list[tuple[int, bool, bool] | None]] = [None] * 256
 _NO_ACKS: Final[list[type[Puback | Pubrec | Pubrel | Pubcomp] | None]] = [None] * 256
@@ -37,7 +51,8 @@ class Decoder:
     ``side``: who we are; packets that only our own side sends are refused.
     ``topics``: a table to share with other decoders, so that one topic is one str across connections.
     ``publish``: the class to fill for a PUBLISH; slots that a subclass adds are left unset.
-    ``runs``: give QoS 0 PUBLISH packets that repeat topic and length as one ``PublishRun``, as far as that pays.
+    ``runs``: give QoS 0 PUBLISH packets that repeat topic and length as one ``PublishRun``, and acknowledgements of one
+    type as one ``AckRun``, as far as that pays.
     """
 
     __slots__ = (
@@ -198,18 +213,21 @@ class Decoder:
                     continue
                 kind = acks[first]
                 if kind is not None and length == 2 and start - at == 2:
-                    while True:  # they come in runs
-                        packet_id = data[at + 2] << 8 | data[at + 3]
-                        if not packet_id:
-                            raise MalformedPacket("packet id is 0")
-                        ack = new(kind)
-                        ack.packet_id = packet_id
-                        ack.reason = 0
-                        ack.properties = NO_PROPERTIES
-                        append(ack)
-                        at += 4
-                        if end - at < 4 or data[at] != first or data[at + 1] != 2:
-                            break
+                    if runs and data.startswith(header := data[at:start], stop):
+                        packet_ids = _ack_ids(header, data, at, end)
+                        if len(packet_ids) > 1:
+                            append(AckRun(kind, packet_ids))
+                            at += 4 * len(packet_ids)
+                            continue
+                    packet_id = data[start] << 8 | data[start + 1]
+                    if not packet_id:
+                        raise MalformedPacket("packet id is 0")
+                    ack = new(kind)
+                    ack.packet_id = packet_id
+                    ack.reason = 0
+                    ack.properties = NO_PROPERTIES
+                    append(ack)
+                    at = stop
                     continue
                 if version is None:
                     version = self._read_greeting(first, data, start, stop, packets)
@@ -272,3 +290,15 @@ class Decoder:
         self.version, _ = read_version(data, start, stop)
         packets.append(read_connect(data, start, stop))
         return self.version
+
+
+def _ack_ids(header: bytes, data: bytes, at: int, end: int) -> list[int]:
+    """The packet ids of all acknowledgements from ``at`` on that begin with ``header``, up to an id that is none."""
+    wanted = header[0] << 8 | header[1]
+    packet_ids: list[int] = []
+    append = packet_ids.append
+    for begin, packet_id in _ACK.iter_unpack(memoryview(data)[at : end - (end - at) % 4]):
+        if begin != wanted or not packet_id:
+            break
+        append(packet_id)
+    return packet_ids

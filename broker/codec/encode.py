@@ -13,6 +13,7 @@ from .packets import (
     MQTT_3_1,
     MQTT_5_0,
     NO_PROPERTIES,
+    AckRun,
     Auth,
     Connack,
     Connect,
@@ -77,23 +78,27 @@ def publish_parts(
 
 def publish_run(
     topic: str, payloads: Sequence[bytes], qos: int, retain: bool, version: int, heads: dict[int, bytes]
-) -> list[tuple[bytes, bytes]]:
-    """``publish_parts`` of many payloads for one topic, without properties.
+) -> list[bytes]:
+    """``publish_parts`` of many payloads for one topic, without properties: head, room for the id, tail, head, …
 
     Their heads depend on length and options alone; ``heads`` remembers some of them for this topic.
     """
-    parts: list[tuple[bytes, bytes]] = []
     extended = version == MQTT_5_0
     form = extended << 3 | retain << 2 | qos
-    for payload in payloads:
-        key = len(payload) << 4 | form
-        head = heads.get(key)
+    sizes = list(map(len, payloads))
+    by_size: dict[int, bytes] = {}
+    for size in set(sizes):
+        head = heads.get(size << 4 | form)
         if head is None:
             if len(heads) >= _MAX_HEADS:
                 heads.clear()
-            head = heads[key] = publish_parts(topic, payload, qos, retain, NO_PROPERTIES, version)[0]
-        parts.append((head, b"\0" + payload if extended and qos else payload))
-    return parts
+            head = publish_parts(topic, bytes(size), qos, retain, NO_PROPERTIES, version)[0]
+            heads[size << 4 | form] = head
+        by_size[size] = head
+    pieces = [b""] * (3 * len(payloads))
+    pieces[0::3] = [by_size[size] for size in sizes]
+    pieces[2::3] = [b"\0" + payload for payload in payloads] if extended and qos else payloads
+    return pieces
 
 
 def puback(packet_id: int) -> bytes:
@@ -185,6 +190,10 @@ def _encode_publish(packet: Publish, version: int) -> bytes:
 
 def _encode_publish_run(packet: PublishRun, version: int) -> bytes:
     return b"".join(_encode_publish(Publish(packet.topic, payload), version) for payload in packet.payloads())
+
+
+def _encode_ack_run(packet: AckRun, version: int) -> bytes:
+    return b"".join(_encode_ack(packet.kind(packet_id), version) for packet_id in packet.packet_ids)
 
 
 def _encode_ack(packet: Puback | Pubrec | Pubrel | Pubcomp, version: int) -> bytes:
@@ -324,6 +333,7 @@ _ENCODERS: Final[dict[type, Callable[[Any, int], bytes]]] = {
     Pubrec: _encode_ack,
     Pubrel: _encode_ack,
     Pubcomp: _encode_ack,
+    AckRun: _encode_ack_run,
     Subscribe: _encode_subscribe,
     Suback: _encode_suback,
     Unsubscribe: _encode_unsubscribe,

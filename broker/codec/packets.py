@@ -225,6 +225,19 @@ class PublishRun:
         return [frames[at + head : at + stride] for at in range(0, len(frames), stride)]
 
 
+@dataclass(slots=True)
+class AckRun:
+    """Two or more acknowledgements of one ``kind`` without reason and properties, one after the other in a stream."""
+
+    kind: type[Puback] | type[Pubrec] | type[Pubrel] | type[Pubcomp]
+    packet_ids: list[int]
+
+    @property
+    def count(self) -> int:
+        """How many packets there are."""
+        return len(self.packet_ids)
+
+
 Packet = (
     Connect
     | Connack
@@ -234,6 +247,7 @@ Packet = (
     | Pubrec
     | Pubrel
     | Pubcomp
+    | AckRun
     | Subscribe
     | Suback
     | Unsubscribe

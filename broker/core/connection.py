@@ -14,6 +14,7 @@ from ..codec.encode import encode
 from ..codec.packets import (
     MQTT_5_0,
     NO_PROPERTIES,
+    AckRun,
     Auth,
     Connack,
     Connect,
@@ -327,11 +328,11 @@ class Connection:
                     engine.changes.append(Received(session.client_id, packet.packet_id))
         if self.version < MQTT_5_0 or not reason:
             kind = b"\x40\x02" if qos == 1 else b"\x50\x02"
-            data = b"".join([kind + PACKET_ID[packet.packet_id] for packet in packets])
+            data = kind + kind.join([PACKET_ID[packet.packet_id] for packet in packets])
         else:
             kind = b"\x40\x03" if qos == 1 else b"\x50\x03"
             code = bytes((reason,))
-            data = b"".join([kind + PACKET_ID[packet.packet_id] + code for packet in packets])
+            data = kind + (code + kind).join([PACKET_ID[packet.packet_id] for packet in packets]) + code
         outbox = self.outbox
         engine.stats.answers_sent += len(packets)
         # A QoS 2 message that was taken counts in ``incoming`` until PUBREL.
@@ -382,18 +383,33 @@ class Connection:
         return known
 
     def _on_pubrel(self, packet: Pubrel, now: float) -> None:
+        self._on_pubrels([packet.packet_id])
+
+    def _on_pubrels(self, packet_ids: list[int]) -> None:
         session = self._session
         since = len(self.engine.changes)
-        known = session.incoming is not None and packet.packet_id in session.incoming
-        if known:
-            assert session.incoming is not None
-            session.incoming.discard(packet.packet_id)
-            if not session.incoming:
-                session.incoming = None
+        incoming = session.incoming or set()
+        unknown: set[int] = set()
+        for packet_id in packet_ids:
+            if packet_id not in incoming:
+                unknown.add(packet_id)
+                continue
+            incoming.discard(packet_id)
             if session.window.changes is not None:
-                self.engine.changes.append(Completed(session.client_id, packet.packet_id))
-        reason = ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
-        self.answer(Pubcomp(packet.packet_id, reason), since)  # 5.0 [MQTT-4.3.3-11]
+                self.engine.changes.append(Completed(session.client_id, packet_id))
+        session.incoming = incoming or None
+        self._answer_acks(b"\x70", packet_ids, unknown, since)  # 5.0 [MQTT-4.3.3-11]
+
+    def _answer_acks(self, first: bytes, packet_ids: list[int], unknown: set[int], since: int) -> None:
+        """One answer for each id, in order; from 5.0 on they tell which ids are ``unknown`` to us."""
+        ok = first + b"\x02"
+        if unknown and self.version == MQTT_5_0:
+            no, why = first + b"\x03", bytes((ReasonCode.PACKET_IDENTIFIER_NOT_FOUND,))
+            answers = [no + PACKET_ID[id] + why if id in unknown else ok + PACKET_ID[id] for id in packet_ids]
+        else:
+            answers = [ok + PACKET_ID[id] for id in packet_ids]
+        self.outbox.send_after(b"".join(answers), self._batch(since))
+        self.engine.stats.answers_sent += len(packet_ids)
 
     # being delivered to
 
@@ -404,16 +420,34 @@ class Connection:
             window.refused()
 
     def _on_pubrec(self, packet: Pubrec, now: float) -> None:
+        if packet.reason < 0x80:
+            self._on_pubrecs([packet.packet_id])
+        else:
+            self._session.window.on_pubrec(packet.packet_id, packet.reason)
+
+    def _on_pubrecs(self, packet_ids: list[int]) -> None:
         window = self._session.window
         since = len(self.engine.changes)
-        known = window.on_pubrec(packet.packet_id, packet.reason)
-        if packet.reason < 0x80:
-            # 5.0 [MQTT-4.3.3-4]; an unknown id is answered too, so that the receiver can forget it
-            reason = ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
-            self.answer(Pubrel(packet.packet_id, reason), since)
+        unknown = {packet_id for packet_id in packet_ids if not window.on_pubrec(packet_id)}
+        # 5.0 [MQTT-4.3.3-4]; an unknown id is answered too, so that the receiver can forget it
+        self._answer_acks(b"\x62", packet_ids, unknown, since)
 
     def _on_pubcomp(self, packet: Pubcomp, now: float) -> None:
         self._session.window.on_pubcomp(packet.packet_id)
+
+    def _on_ack_run(self, packets: AckRun, now: float) -> None:
+        packet_ids = packets.packet_ids
+        self.engine.stats.packets_received += len(packet_ids) - 1
+        window = self._session.window
+        if packets.kind is Puback:
+            window.on_pubacks(packet_ids)
+        elif packets.kind is Pubrec:
+            self._on_pubrecs(packet_ids)
+        elif packets.kind is Pubrel:
+            self._on_pubrels(packet_ids)
+        else:
+            for packet_id in packet_ids:
+                window.on_pubcomp(packet_id)
 
     # ending
 
@@ -469,6 +503,7 @@ HANDLERS: Final[dict[State, dict[type, Handler]]] = {
         Pubrec: Connection._on_pubrec,
         Pubrel: Connection._on_pubrel,
         Pubcomp: Connection._on_pubcomp,
+        AckRun: Connection._on_ack_run,
         Subscribe: on_subscribe,
         Unsubscribe: on_unsubscribe,
         Pingreq: Connection._on_pingreq,

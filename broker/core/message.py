@@ -109,33 +109,30 @@ class Run:
             size_bytes = self._payload_bytes = sum([len(message.payload) for message in self.messages])
         return size_bytes
 
-    def parts(self, version: int, qos: int, keep_retain: bool, identifiers: tuple[int, ...]) -> list[Parts]:
-        """(head, tail) of every message, for receivers of this version, QoS and subscription options."""
+    def pieces(self, version: int, qos: int, keep_retain: bool, identifiers: tuple[int, ...]) -> list[bytes]:
+        """Head, room for the packet id, and tail of every message, for receivers with these options; copy it first."""
         key = (version, qos, keep_retain, identifiers)
-        parts: list[Parts] | None = self._forms.get(key)
-        if parts is None:
+        pieces: list[bytes] | None = self._forms.get(key)
+        if pieces is None:
             first = self.messages[0]
             if not first.properties and first.expires_at is None and not identifiers:
                 payloads = [message.payload for message in self.messages]
                 heads = {} if self.heads is None else self.heads
-                parts = publish_run(self.topic, payloads, qos, keep_retain and first.retain, version, heads)
+                pieces = publish_run(self.topic, payloads, qos, keep_retain and first.retain, version, heads)
             else:
-                parts = [
-                    message.parts(version, qos, keep_retain and message.retain, identifiers, self.now)
-                    for message in self.messages
-                ]
-            self._forms[key] = parts
-        return parts
+                pieces = []
+                for message in self.messages:
+                    head, tail = message.parts(version, qos, keep_retain and message.retain, identifiers, self.now)
+                    pieces += (head, b"", tail)
+            self._forms[key] = pieces
+        return pieces
 
     def frames(self, version: int, keep_retain: bool, identifiers: tuple[int, ...]) -> bytes:
         """The whole run as QoS 0 PUBLISH packets, one after the other, ready for the wire."""
         key = (version, keep_retain, identifiers)
         frames: bytes | None = self._forms.get(key)
         if frames is None:
-            pieces: list[bytes] = []
-            for parts in self.parts(version, 0, keep_retain, identifiers):
-                pieces += parts
-            frames = self._forms[key] = b"".join(pieces)
+            frames = self._forms[key] = b"".join(self.pieces(version, 0, keep_retain, identifiers))
         return frames
 
 

@@ -15,7 +15,8 @@ Nothing here knows sockets: bytes go to the ``Outbox``, promises to the list of 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from ..codec.encode import publish_parts
@@ -190,43 +191,51 @@ class Window(Queue):
             self._stats.messages_sent += run.count
             self._stats.payload_bytes_sent += run.payload_bytes
             return
-        messages = run.messages
-        inflight = self.inflight
-        room = self.limit - len(inflight) - len(self.released)
-        if room <= 0:
-            self._enqueue(messages, grant, qos)
+        taken = self._send_run(outbox, run, grant, qos)
+        if taken < run.count:
+            self._enqueue(run.messages[taken:], grant, qos)
             self._settle()
-            return
-        pieces: list[bytes] = []
-        seq = first = self.seq
-        for message, (head, tail) in zip(
-            messages[:room], run.parts(self.version, qos, grant.retain_as_published, grant.identifiers), strict=False
-        ):
-            packet_id = (seq + 1) % MAX_PACKET_ID + 1
-            if packet_id in inflight or packet_id in self.released:
-                break  # an old delivery still holds this id: wait for it
-            seq += 1
-            inflight[packet_id] = (message, grant, seq)
-            pieces += (head, PACKET_ID[packet_id], tail)
-        self.seq = seq
-        count = seq - first
+
+    def _send_run(self, outbox: Outbox, run: Run, grant: Grant, qos: int) -> int:
+        """Send as much of ``run`` as the window and the free packet ids allow; how many messages that was."""
+        messages = run.messages
+        pieces = run.pieces(self.version, qos, grant.retain_as_published, grant.identifiers).copy()
+        first = self.seq
+        room = min(run.count, self.limit - len(self.inflight) - len(self.released))
+        count = 0
+        while count < room and (ids := self._free_ids(room - count)):
+            self.seq = seq = self.seq + len(ids)
+            chunk = messages[count : count + len(ids)] if len(ids) < run.count else messages
+            self.inflight.update(zip(ids, zip(chunk, repeat(grant), range(seq - len(ids) + 1, seq + 1)), strict=True))
+            pieces[3 * count + 1 : 3 * (count + len(ids)) : 3] = PACKET_ID[ids.start : ids.stop]
+            count += len(ids)
+        if not count:
+            return 0
         batch = run.batch
-        if self.changes is not None and count and messages[0].stored >= 0:
+        if self.changes is not None and messages[0].stored >= 0:
             self.changes.append(Queued(self.client_id, first + 1, messages[:count], grant))
             if qos == 2:
                 # The client will remember this packet id until PUBREL; so must we, even through a crash, or the next
                 # message under the same id would look like a repetition of this one.
                 batch = self.changes.number
-        if pieces:
-            self._send(outbox, b"".join(pieces), run.qos == 2, batch)
+        if count < run.count:
+            del pieces[3 * count :]
+        self._send(outbox, b"".join(pieces), run.qos == 2, batch)
         self.sent += count
         self._stats.messages_sent += count
-        if count == len(messages):
-            self._stats.payload_bytes_sent += run.payload_bytes
-        else:
-            self._stats.payload_bytes_sent += sum([len(message.payload) for message in messages[:count]])
-            self._enqueue(messages[count:], grant, qos)
-            self._settle()
+        self._stats.payload_bytes_sent += (
+            run.payload_bytes if count == run.count else sum([len(message.payload) for message in messages[:count]])
+        )
+        return count
+
+    def _free_ids(self, count: int) -> range:
+        """The next packet ids, up to ``count`` of them that follow one another and are free."""
+        begin = (self.seq + 1) % MAX_PACKET_ID + 1
+        ids = range(begin, min(begin + count, MAX_PACKET_ID + 1))
+        for taken in (self.inflight, self.released):
+            if taken and not taken.keys().isdisjoint(ids):  # an old delivery still holds one: wait for it
+                ids = range(begin, next(packet_id for packet_id in ids if packet_id in taken))
+        return ids
 
     def resume(self, now: float) -> None:
         """After a reconnection: PUBREL for what was released, then what was in flight, then the queue.
@@ -435,7 +444,20 @@ class Window(Queue):
             self.changes.append(Acked(self.client_id, entry[2], entry[0]))
         return entry
 
-    def on_pubrec(self, packet_id: int, reason: int) -> bool:
+    def on_pubacks(self, packet_ids: Iterable[int]) -> None:
+        """``on_puback`` for many."""
+        inflight = self.inflight
+        noted = self.changes is not None
+        for packet_id in packet_ids:
+            entry = inflight.get(packet_id)
+            if entry is None:
+                continue
+            if noted or entry[1].qos == 2:
+                self.on_puback(packet_id)
+            else:
+                del inflight[packet_id]
+
+    def on_pubrec(self, packet_id: int, reason: int = 0) -> bool:
         """QoS 2 received; False if nothing was in flight under this id."""
         entry = self.inflight.get(packet_id)
         if entry is None:

@@ -23,7 +23,7 @@ from tidings.broker.codec import (
     TopicTable,
     encode,
 )
-from tidings.broker.codec.packets import PublishRun
+from tidings.broker.codec.packets import AckRun, PublishRun
 from tidings.broker.errors import MalformedPacket, PacketTooLarge, ProtocolError, UnsupportedVersion
 
 from . import strategies
@@ -331,6 +331,19 @@ def test_an_acknowledgement_of_packet_id_0_is_malformed_even_in_a_run(line: str)
     good = frame(line)[:2] + b"\x00\x01"
     packets, decoder = decode(good + frame(line) + good, version=4)
     assert len(packets) == 1
+    assert isinstance(decoder.error, MalformedPacket)
+
+
+@pytest.mark.parametrize("kind", [Puback, Pubrec, Pubrel, Pubcomp])
+def test_acknowledgements_come_as_runs_if_asked_for(kind: type[Puback | Pubrec | Pubrel | Pubcomp]) -> None:
+    other = Pubrel if kind is not Pubrel else Pubrec
+    why = 0x80 if kind in (Puback, Pubrec) else 0x92
+    raw = b"".join(encode(packet, 5) for packet in (kind(7), kind(9), kind(8), other(8), kind(1), kind(2, why)))
+    packets, decoder = decode(raw + raw[:7], 5, runs=True)
+    assert packets == [AckRun(kind, [7, 9, 8]), other(8), kind(1), kind(2, why), kind(7)]
+    assert decoder.waiting == 3
+    packets, decoder = decode(raw[:12] + raw[:2] + b"\0\0" + raw[:4], 4, runs=True)
+    assert packets == [AckRun(kind, [7, 9, 8])]
     assert isinstance(decoder.error, MalformedPacket)
 
 

@@ -37,7 +37,7 @@ from tidings.broker.codec import (
     pubrel,
 )
 from tidings.broker.codec.encode import publish_run
-from tidings.broker.codec.packets import PublishRun
+from tidings.broker.codec.packets import AckRun, PublishRun
 
 from . import strategies
 from .examples import EXAMPLES, Example, Side, example_id
@@ -231,9 +231,10 @@ def test_parts_refuse_a_topic_that_is_too_long() -> None:
 def test_parts_of_many_payloads_equal_the_parts_of_each(payloads: list[bytes], qos: int, retain: bool) -> None:
     heads: dict[int, bytes] = {}
     for version in (3, 4, 5, 4):
-        assert publish_run("a/b", payloads, qos, retain, version, heads) == [
-            publish_parts("a/b", payload, qos, retain, NO_PROPERTIES, version) for payload in payloads
-        ]
+        wanted = [publish_parts("a/b", payload, qos, retain, NO_PROPERTIES, version) for payload in payloads]
+        pieces = publish_run("a/b", payloads, qos, retain, version, heads)
+        assert list(zip(pieces[0::3], pieces[2::3], strict=True)) == wanted
+        assert pieces[1::3] == [b""] * len(payloads)
 
 
 def test_heads_that_are_remembered_are_told_apart_and_bounded() -> None:
@@ -241,8 +242,15 @@ def test_heads_that_are_remembered_are_told_apart_and_bounded() -> None:
     for size in range(300):
         for qos, retain, version in ((0, False, 4), (1, False, 4), (2, True, 4), (0, False, 5), (2, False, 5)):
             run = publish_run("t", [bytes(size)], qos, retain, version, heads)
-            assert run == [publish_parts("t", bytes(size), qos, retain, NO_PROPERTIES, version)]
+            assert (run[0], run[2]) == publish_parts("t", bytes(size), qos, retain, NO_PROPERTIES, version)
             assert len(heads) < 100
+
+
+def test_a_run_of_acknowledgements_is_written_as_each_of_them() -> None:
+    for kind in (Puback, Pubrec, Pubrel, Pubcomp):
+        assert encode(AckRun(kind, [1, 65_535]), 5) == encode(kind(1), 5) + encode(kind(65_535), 5)
+    with pytest.raises(ValueError, match="packet id 0"):
+        encode(AckRun(Puback, [1, 0]), 4)
 
 
 def test_a_run_is_written_for_any_version() -> None:

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tidings.broker.codec import Decoder, Packet, Publish, encode
-from tidings.broker.codec.packets import PublishRun
+from tidings.broker.codec.packets import AckRun, PublishRun
 from tidings.broker.errors import ProtocolError
 
 from . import strategies
@@ -23,6 +23,8 @@ def one_by_one(packets: list[Packet]) -> list[Packet]:
         for one in (
             [Publish(packet.topic, payload) for payload in packet.payloads()]
             if isinstance(packet, PublishRun)
+            else [packet.kind(packet_id) for packet_id in packet.packet_ids]
+            if isinstance(packet, AckRun)
             else [packet]
         )
     ]

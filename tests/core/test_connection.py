@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tidings.broker import Config
 from tidings.broker.codec import packets as all_packets
 from tidings.broker.codec.packets import (
+    AckRun,
     Auth,
     Connack,
     Connect,
@@ -53,6 +54,7 @@ EXAMPLES: dict[type, Packet] = {
     Pubrec: Pubrec(1),
     Pubrel: Pubrel(1),
     Pubcomp: Pubcomp(1),
+    AckRun: AckRun(Pubrec, [1, 2]),
     Subscribe: Subscribe(1, [SubscribeFilter("a", 1)]),
     Suback: Suback(1, [0]),
     Unsubscribe: Unsubscribe(1, ["a"]),
@@ -70,6 +72,7 @@ ANSWERS: dict[type, list[Packet]] = {
     Pubrec: [Pubrel(1, 0x92)],
     Pubrel: [Pubcomp(1, 0x92)],
     Pubcomp: [],
+    AckRun: [Pubrel(1, 0x92), Pubrel(2, 0x92)],
     Subscribe: [Suback(1, [1])],
     Unsubscribe: [Unsuback(1, [0x11])],
     Pingreq: [Pingresp()],

@@ -18,6 +18,7 @@ from tidings.broker import Config
 from tidings.broker.codec import Decoder
 from tidings.broker.codec.packets import Packet, Publish, Pubrel
 from tidings.broker.core.message import Message, Run
+from tidings.broker.core.ports import Acked, Batch
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.topics import Grant
 from tidings.broker.core.window import MAX_PACKET_ID, DropReason, Window
@@ -365,6 +366,25 @@ def test_packet_id_that_an_old_message_holds_is_waited_for(queued: bool) -> None
     assert (same.payload, same.packet_id) == (b"same id", old.packet_id)
     assert (following.payload, following.packet_id) == (b"next", old.packet_id % MAX_PACKET_ID + 1)
     assert qos0.payload == b"QoS 0 stays in line"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_many_acknowledgements_at_once(durable: bool) -> None:
+    """What was delivered and what is not known is passed over; one for a QoS 2 message ends it there."""
+    window, outbox = attached(limit=2_000)
+    window.changes = Batch() if durable else None
+    window.deliver(run(b"1", b"2", b"3"), Grant(qos=1))
+    window.deliver(run(b"twice", qos=2), Grant(qos=2))
+    window.deliver(run(b"4"), Grant(qos=2))
+    outbox.release(10)
+    one, two, three, twice, four = range(2, 7)
+    window.on_pubacks([two, 999, one, two])
+    assert list(window.inflight) == [three, twice, four]
+    with pytest.raises(ProtocolError, match=f"packet id {twice}"):
+        window.on_pubacks([four, twice, three])
+    assert list(window.inflight) == [three, twice]
+    acked = [change.seq for change in window.changes or () if isinstance(change, Acked)]
+    assert acked == ([2, 1, 5] if durable else [])
 
 
 def test_run_that_meets_a_held_packet_id_goes_out_up_to_it() -> None:
