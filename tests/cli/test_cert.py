@@ -1,5 +1,6 @@
 """``tidings cert``: what the certificates vouch for, who may read the keys, and what is refused."""
 
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,22 @@ def assert_signed(path: Path, authority: Path) -> None:
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.read_bytes()))
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs an authority leaves it to the others: a large key takes long to find."""
+    return tmp_path_factory.mktemp("authority") / "kept"
+
+
 @pytest.fixture
-def folder(tidings: Any, tmp_path: Path) -> Path:
+def folder(tidings: Any, tmp_path: Path, kept: Path) -> Path:
     """A folder with an authority."""
     made = tmp_path / "made" / "here"
-    done = tidings("cert", "ca", "--dir", str(made), "--name", "our CA")
-    assert done == (0, f"{made / 'ca.crt'} {made / 'ca.key'}\n".encode(), "")
+    if kept.exists():
+        shutil.copytree(kept, made)
+    else:
+        done = tidings("cert", "ca", "--dir", str(made), "--name", "our CA")
+        assert done == (0, f"{made / 'ca.crt'} {made / 'ca.key'}\n".encode(), "")
+        shutil.copytree(made, kept)
     return made
 
 
