@@ -7,6 +7,7 @@ larger ones, without a timer. The same thread reads, so that what it reads refle
 1. One process per directory (``Directory``), one thread per database connection at a time.
 2. A batch is reported only after COMMIT returned; at level ``fsync`` that is after the log was flushed to the disk.
 3. A transaction that fails is tried again until it succeeds: nothing is reported, nothing is forgotten.
+4. An error of our own ends the writing for good: what comes after it must not be reported as if all were well.
 """
 
 import asyncio
@@ -203,6 +204,15 @@ class SqliteStore:
     # in the writer's thread
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        except Exception as error:
+            log.exception("internal error of the store")
+            self._fail(f"{self._path}: internal error of the store: {error!r}; restart the broker")
+        with suppress(sqlite3.Error):
+            self._database.close()  # which takes back a transaction that is open
+
+    def _write_all(self) -> None:
         batches = self._batches
         closing = False
         last = written = size_bytes = 0
@@ -213,9 +223,13 @@ class SqliteStore:
                     if item is None:
                         closing = True
                     else:
-                        last, changes, size = item
+                        number, changes, size = item
+                        if number != last + 1:
+                            raise StoreError(f"batch {number} came after batch {last}")
+                        self._unwritten.add(changes)
+                        self._wanted += [change for change in changes if type(change) is Wanted]
+                        last = number
                         size_bytes += size
-                        self._take(changes)
                     item = batches.get_nowait()
             except Empty:
                 pass
@@ -229,15 +243,6 @@ class SqliteStore:
                 self._answer()
             elif closing:
                 break
-        with suppress(sqlite3.Error):
-            self._database.close()
-
-    def _take(self, changes: list[Change]) -> None:
-        try:
-            self._unwritten.add(changes)
-        except Exception:
-            log.exception("internal error of the store")
-        self._wanted += [change for change in changes if type(change) is Wanted]
 
     def _due(self, closing: bool) -> bool:
         """Whether to try now: while the disk takes nothing, once in ``RETRY_S`` is enough."""

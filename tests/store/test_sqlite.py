@@ -323,6 +323,48 @@ def test_a_message_that_the_disk_got_wrong_is_not_delivered(tmp_path: Path) -> N
         run(tmp_path, work)
 
 
+# when we are wrong ourselves
+
+
+async def owe_in_vain(store: SqliteStore, events: Events) -> None:
+    """Something is promised that will never be written."""
+    store.write(1, [SessionSaved(record()), Queued("c", 1, [message()], Grant(1))])
+    store.write(2, [SessionSaved(record("d"))])
+    while not events.troubles:
+        events.happened.clear()
+        await events.happened.wait()
+    store.write(3, [SessionSaved(record("e"))])
+    await asyncio.sleep(0.01)
+    assert events.batch == 0, "reported as durable, and it is not"
+
+
+@pytest.mark.parametrize("broken", ["add", "write"])
+def test_after_an_internal_error_nothing_is_reported_as_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(f"tidings.broker.store.unwritten.Unwritten.{broken}", fail)
+    with pytest.raises(StoreError, match=r"internal error of the store: AttributeError\('no such thing'\); restart"):
+        run(tmp_path, owe_in_vain)
+    assert count(tmp_path, "sessions") == 0
+
+
+def test_a_batch_that_got_lost_on_the_way_is_noticed(tmp_path: Path) -> None:
+    async def work(store: SqliteStore, events: Events) -> None:
+        store.write(1, [SessionSaved(record())])
+        await events.until_durable(1)
+        store.write(3, [SessionSaved(record("d"))])
+        while not events.troubles:
+            events.happened.clear()
+            await events.happened.wait()
+        assert events.batch == 1
+
+    with pytest.raises(StoreError, match="batch 3 came after batch 1"):
+        run(tmp_path, work)
+
+
 # time
 
 
