@@ -121,6 +121,8 @@ def _enter(connection: "Connection", packet: Connect, client_id: str, now: float
     if any(newest_only(grant.policy) for grant in session.subscriptions.values()):
         connection.outbox.shorten()
     engine.deadlines.set(connection, now + connection.keep_alive_s if keep_alive_s else None)
+    if engine.watcher is not None:
+        engine.watcher.connected(connection)
     session.window.resume(now)
 
 

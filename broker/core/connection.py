@@ -275,28 +275,34 @@ class Connection:
 
     def _on_publish_run(self, packets: PublishRun, now: float) -> None:
         """QoS 0 in bulk: nothing to acknowledge, nothing to look at but the topic."""
-        if self.rights is not None and not self.rights.publish(packets.topic, now):
+        may = self.rights is None or self.rights.publish(packets.topic, now)
+        engine = self.engine
+        engine.stats.packets_received += packets.count - 1
+        run = WireRun(packets, self.version, self._session.client_id, now)
+        if engine.watcher is not None:
+            engine.watcher.received(run.sender, run.messages, may)
+        if may:
+            engine.route(run)
+        else:
             self._not_authorized(packets.topic, packets.count)
-            return
-        self.engine.stats.packets_received += packets.count - 1
-        self.engine.route(WireRun(packets, self.version, self._session.client_id, now))
 
     def _take(self, messages: list[Message], now: float) -> None:
         engine = self.engine
         qos = messages[0].qos
         since = len(engine.changes)
         may = self.rights is None or self.rights.publish(messages[0].topic, now)
-        if not may:
-            self._not_authorized(messages[0].topic, len(messages))
-            if not qos:
-                return
-        if not qos:
-            engine.publish(messages, now)
-            return
         if qos == 2:
             messages = self._new_only(messages)
             if not messages:
                 return
+        if engine.watcher is not None:
+            engine.watcher.received(messages[0].sender, messages, may)
+        if not may:
+            self._not_authorized(messages[0].topic, len(messages))
+        if not qos:
+            if may:
+                engine.publish(messages, now)
+            return
         reason: int
         if not may:
             # 3.1.1 [MQTT-3.3.5-2] acknowledge or close: a device with a wrong topic would come back for ever

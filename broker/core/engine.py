@@ -35,6 +35,7 @@ from .ports import (
     RetainedSet,
     SessionGone,
     SessionSaved,
+    Watcher,
 )
 from .queue import DropReason
 from .retained import Retained
@@ -62,9 +63,11 @@ class Engine:
         version: str = "",
         keeps: bool = False,
         gate: Gate | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.config = config
         self.gate = gate  # None = everybody may do everything
+        self.watcher = watcher
         self.version = version
         self.new_client_id = new_client_id
         self.keeps = keeps  # whether there is a store that outlives the process
@@ -268,6 +271,8 @@ class Engine:
         self.deadlines.set(connection, None)
         connection.outbox.close()
         connection.undecided = None
+        if self.watcher is not None and connection.session is not None:
+            self.watcher.disconnected(connection)
         if self.gate is not None and connection.identity is not None:
             self.gate.left(connection.identity, now)
             connection.identity = connection.rights = None  # they refer to it
@@ -389,6 +394,8 @@ class Engine:
                     return ReasonCode.QUOTA_EXCEEDED
                 if self.keeps and message.stored >= 0:
                     self.changes.append(RetainedSet(message))
+                if self.watcher is not None:
+                    self.watcher.retained(message)
         if exactly_once is not None and exactly_once.window.changes is not None:
             for message in messages:
                 message.batch = self.batch
@@ -417,7 +424,22 @@ class Engine:
         for share in route.shares:
             for message in run.messages:
                 self._deliver_shared(share, Run([message], run.now))
+        if self.watcher is not None:
+            for grant, windows in route.groups:
+                for window in windows:
+                    if not window.present and window.keeps and min(run.qos, grant.qos):
+                        self.watcher.queued(window.client_id, run.messages)
         return ReasonCode.SUCCESS
+
+    def announce(self, message: Message, now: float) -> None:
+        """Deliver a message of the broker's own; its topic may be one that no client may publish to."""
+        run = Run([message], now)
+        route = self.topics.match(message.topic)
+        for grant, windows in route.groups:
+            for window in windows:
+                window.deliver(run, grant)
+        for share in route.shares:
+            self._deliver_shared(share, run)
 
     def _deliver_shared(self, share: Share, run: Run) -> None:
         chosen = share.choose(run.topic, run.now)
@@ -545,13 +567,7 @@ class Engine:
             if old is None or old.payload != payload:
                 message = Message(topic, payload, 0, True)
                 self.retained.set(message)
-                run = Run([message], now)
-                route = self.topics.match(topic)
-                for grant, windows in route.groups:
-                    for window in windows:
-                        window.deliver(run, grant)
-                for share in route.shares:
-                    self._deliver_shared(share, run)
+                self.announce(message, now)
 
 
 class _Regular:

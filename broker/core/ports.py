@@ -278,6 +278,31 @@ class Identity:
     challenged: bool = field(default=False, repr=False)
 
 
+class Watcher(Protocol):
+    """Is told what clients do, and has no say in it. It must not wait, and must not change anything."""
+
+    def connected(self, connection: "Connection") -> None:
+        """CONNACK was sent."""
+
+    def disconnected(self, connection: "Connection") -> None:
+        """The connection of a client that was connected has ended."""
+
+    def subscribed(self, client_id: str, filter: str, qos: int) -> None:
+        """A subscription was made, or replaced."""
+
+    def unsubscribed(self, client_id: str, filter: str) -> None:
+        """UNSUBSCRIBE named ``filter``, whether there was such a subscription or not."""
+
+    def received(self, client_id: str, messages: "Sequence[Message]", may: bool) -> None:
+        """A client published messages of one topic; ``may`` says whether it was allowed to."""
+
+    def retained(self, message: "Message") -> None:
+        """A retained message was set or, by an empty payload, removed."""
+
+    def queued(self, client_id: str, messages: "Sequence[Message]") -> None:
+        """Messages wait for a client that is away."""
+
+
 class Gate(Protocol):
     """Decides who is let in, and what they may do with which topic.
 

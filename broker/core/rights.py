@@ -2,7 +2,8 @@
 
 1. A decision holds for ``decision_lifetime_s``, or until ``forget``.
 2. What is remembered is bounded: the oldest goes first.
-3. The gate is asked once for what is not remembered, however many messages meanwhile need the answer.
+3. The gate is asked once for what is not remembered, however many messages meanwhile need the answer; and at most
+   ``MAX_ASKED`` questions are open for packets, as many for deliveries. What is not asked now is asked at the next try.
 """
 
 import logging
@@ -15,6 +16,7 @@ from .topics import MAX_CACHED_TOPIC, split_share
 if TYPE_CHECKING:
     from ..config import Config
 
+MAX_ASKED: Final = 64
 MAX_LONG: Final = 4  # topics longer than MAX_CACHED_TOPIC of which the decision is remembered
 
 Decisions = dict[str, tuple[float, bool]]  # topic → until when, and what
@@ -30,6 +32,7 @@ class Rights:
     __slots__ = (
         "_answers",
         "_asked",
+        "_asked_receive",
         "_gate",
         "_identity",
         "_known",
@@ -50,13 +53,15 @@ class Rights:
         self._receive: Decisions = {}
         self._known = {Action.PUBLISH: self._publish, Action.SUBSCRIBE: Decisions(), Action.RECEIVE: self._receive}
         self._long: dict[tuple[Action, str], tuple[float, bool]] = {}
-        self._asked: dict[tuple[Action, str], bool] = {}  # whether it was before the last ``forget``
+        # What is under way, for packets and for deliveries, and whether it was asked before the last ``forget``
+        self._asked: dict[tuple[Action, str], bool] = {}
+        self._asked_receive: dict[tuple[Action, str], bool] = {}
         self._answers: dict[tuple[Action, str], bool] = {}  # for the packet that waits
 
     @property
     def waits(self) -> bool:
         """Whether a decision is under way that a packet of the client needs."""
-        return any(action is not Action.RECEIVE for action, _ in self._asked)
+        return bool(self._asked)
 
     def receive(self, topic: str, now: float) -> bool | None:
         """Whether the client may be sent a message on ``topic``; None = not decided yet."""
@@ -100,7 +105,8 @@ class Rights:
             return self._answers[key]
         if key in self._long and self._long[key][0] >= now:
             return self._long[key][1]
-        if key in self._asked:
+        asked = self._asked_receive if action is Action.RECEIVE else self._asked
+        if key in asked or len(asked) >= MAX_ASKED:
             return None
         try:
             may = self._gate.may(self._identity, action, topic, now)
@@ -108,7 +114,7 @@ class Rights:
             logging.getLogger("tidings.broker").exception("the gate failed; %s is refused", action.value)
             may = False
         if may is None:
-            self._asked[key] = False
+            asked[key] = False
         else:
             self._remember(key, may, now)
         return may
@@ -116,7 +122,7 @@ class Rights:
     def decided(self, action: Action, topic: str, may: bool, now: float) -> bool:
         """The gate has decided what it was asked; False if nobody waits for that any more."""
         key = (action, topic)
-        stale = self._asked.pop(key, None)
+        stale = (self._asked_receive if action is Action.RECEIVE else self._asked).pop(key, None)
         if stale is None:
             return False
         if stale:
@@ -152,3 +158,4 @@ class Rights:
         self._long.clear()
         self._answers.clear()
         self._asked = dict.fromkeys(self._asked, True)
+        self._asked_receive = dict.fromkeys(self._asked_receive, True)

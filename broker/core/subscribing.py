@@ -69,6 +69,9 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
         granted.append((wanted, grant, new))
     if granted:
         engine.save(session)
+    if engine.watcher is not None:
+        for wanted, grant, _ in granted:
+            engine.watcher.subscribed(session.client_id, wanted.filter, grant.qos)
     connection.answer(Suback(packet.packet_id, reasons, why), since)
     retained: dict[str, Grant] = {}  # a filter that stands there a thousand times is looked up once
     for wanted, grant, new in granted:
@@ -97,6 +100,8 @@ def on_unsubscribe(connection: "Connection", packet: Unsubscribe, now: float) ->
     reasons: list[int] = []
     for filter in packet.filters:
         known = engine.unsubscribe(session, filter, now)
+        if engine.watcher is not None:
+            engine.watcher.unsubscribed(session.client_id, filter)
         reasons.append(ReasonCode.SUCCESS if known else ReasonCode.NO_SUBSCRIPTION_EXISTED)
     engine.save(session)
     connection.answer(Unsuback(packet.packet_id, reasons if connection.version == MQTT_5_0 else []), since)

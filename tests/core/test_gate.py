@@ -23,6 +23,7 @@ from tidings.broker.codec.packets import (
 )
 from tidings.broker.codec.reasons import ReasonCode
 from tidings.broker.core.ports import Accepted, Action, Identity, Refused
+from tidings.broker.core.rights import MAX_ASKED
 from tidings.broker.core.window import DropReason
 
 from ..conformance.wire import VERSIONS, Peer, Wire
@@ -284,6 +285,17 @@ def test_while_one_receiver_is_in_doubt_the_others_get_theirs_and_it_keeps_its_o
     assert reader.payloads() == [b"1", b"2", b"3", b"4"]
 
 
+def test_receiver_in_doubt_about_many_topics_gets_them_all_in_order() -> None:
+    wire, gate, reader, writer = pair()
+    topics = [f"t{number}" for number in range(3 * MAX_ASKED)]
+    gate.rules = {(RECEIVE, topic): None for topic in topics}
+    writer.send(*(Publish(topic) for topic in topics))
+    assert len([action for action, _ in gate.questions if action is RECEIVE]) == MAX_ASKED
+    for topic in topics:
+        gate.allow(wire.engine, RECEIVE, topic, True, wire.now, number=0)
+    assert [message.topic for message in reader.messages()] == topics
+
+
 def test_retained_messages_and_wills_are_deliveries_too() -> None:
     wire, gate = gated()
     writer = wire.connect("writer", will=Will("no/will"))
@@ -388,11 +400,14 @@ def test_more_filters_than_are_remembered_are_decided_all_the_same(lifetime_s: f
     wire, gate = gated(max_decisions=2, decision_lifetime_s=lifetime_s)
     peer = wire.connect("c")
     gate.default = None
-    filters = [f"f{number}" for number in range(20)] + ["l" * 300 + str(number) for number in range(9)]
+    filters = [f"f{number}" for number in range(150)] + ["l" * 300 + str(number) for number in range(9)]
     peer.send(Subscribe(1, [SubscribeFilter(filter) for filter in filters]))
-    for filter in filters:
+    most = 0
+    for number, filter in enumerate(filters):
+        most = max(most, len(gate.questions) - number)
         wire.advance(1)
         gate.allow(wire.engine, SUBSCRIBE, filter, True, wire.now)
+    assert most == MAX_ASKED
     assert peer.expect(Suback).reasons == [0] * len(filters)
     assert len(gate.questions) == len(filters)
 
