@@ -6,15 +6,21 @@ Units stand in the names (``_s`` seconds, ``_bytes`` bytes) and ranges in the fi
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .listener import AnyListener
+from .network import parse_network
 from .policy import check_shared, parse_policy
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 Durability = Literal["fsync", "os", "memory"]
+
+
+def _network(text: str) -> str:
+    parse_network(text)
+    return text
 
 
 class PolicyRule(BaseModel):
@@ -49,6 +55,31 @@ class Config(BaseModel):
         "listener is refused at start.",
     )
 
+    password_file: Path | None = Field(
+        default=None,
+        description="Users and what proves who they are, as 'tidings user add' writes them. Clients have to be one of "
+        "them. [default: user names are not asked for, and prove nothing]",
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Let clients without a user name in although there is a password_file."
+    )
+    user_from_certificate: bool = Field(
+        default=False,
+        description="A client that shows a certificate is the user whom its common name names, without a password.",
+    )
+    access_file: Path | None = Field(
+        default=None,
+        description="Who may publish and subscribe where; see docs/security.md. [default: whoever is let in may do "
+        "everything]",
+    )
+    banned_addresses: list[Annotated[str, AfterValidator(_network)]] = Field(
+        default=[], description="Addresses, and networks such as 192.0.2.0/24, from which nobody is let in."
+    )
+    banned_users: list[str] = Field(
+        default=[], description="Patterns of user names that are not let in; * and ? stand for any characters."
+    )
+    banned_clients: list[str] = Field(default=[], description="The same of client ids.")
+
     decision_lifetime_s: Seconds = Field(
         default=30.0,
         description="Seconds for which a decision about one client and topic holds before it is made anew; 0 = each is "
@@ -60,6 +91,10 @@ class Config(BaseModel):
     )
 
     max_connections: Count = Field(default=100_000, description="Connections at once; further ones are closed at once.")
+    max_connections_per_address: Count = Field(
+        default=10_000,
+        description="Connections at once from one address, in IPv6 from one /64; those of this machine do not count.",
+    )
     connect_timeout_s: float = Field(
         default=10.0, gt=0, le=3600, description="Seconds that a connection may take to send its CONNECT."
     )

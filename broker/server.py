@@ -22,6 +22,9 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Final, Self
 
+from .access.checks import Threads
+from .access.gate import AccessGate
+from .access.terms import Terms
 from .codec.packets import NO_PROPERTIES, PacketType
 from .codec.properties import Properties, encode_properties
 from .codec.reasons import ReasonCode
@@ -31,7 +34,7 @@ from .core.connection import forwarded
 from .core.engine import Engine
 from .core.levels import Levels
 from .core.message import Message, Run
-from .core.ports import Gate, Store
+from .core.ports import Answer, Gate, Identity, Store
 from .core.queue import CHOSEN
 from .core.session import Session
 from .core.snapshot import Snapshot
@@ -39,9 +42,10 @@ from .core.topics import Grant, check_filter, check_topic, reserved
 from .core.window import Entry, Window
 from .errors import BrokerError, ConfigError, ProtocolError
 from .policy import Overflow, check_shared, parse_policy
+from .reload import check_changes, review
 from .store.sqlite import SqliteStore
 from .transport.address import Address
-from .transport.endpoint import Endpoint, load_certificates
+from .transport.endpoint import Endpoint, check_safe, replacements
 from .transport.handshakes import Handshakes
 from .transport.link import Links
 from .transport.stream import Server, listen, stop_listening
@@ -65,15 +69,13 @@ class Broker:
         self.config = config or Config()
         self._store = store
         self._gate = gate
+        self._terms = Terms.read(self.config)
+        if gate is not None and self._terms.decide:
+            raise ConfigError("a gate of the program and password_file, access_file or bans: use one of them")
+        self._access: AccessGate | None = None
+        self._threads: Threads | None = None
         self._endpoints = [Endpoint(listener) for listener in self.config.listeners]
-        for endpoint in self._endpoints:
-            address = endpoint.address
-            if not (address.is_local or endpoint.identifies or gate is not None or self.config.allow_anonymous_remote):
-                raise ConfigError(
-                    f"listener {address} can be reached from other machines, and this broker asks nobody for a "
-                    "password; listen on 127.0.0.1, require client certificates, or set allow_anonymous_remote if "
-                    "everybody on that network may do everything"
-                )
+        check_safe(self._endpoints, self.config, gate is not None or self._terms.identify)
         self._engine: Engine | None = None
         self._links: Links | None = None
         self._handshakes: Handshakes | None = None
@@ -105,6 +107,9 @@ class Broker:
             self._store = SqliteStore(self.config.data_dir, self.config)
         store = self._store
         now = self._clock()
+        gate = self._gate
+        if self._terms.decide:
+            gate = self._make_gate()
         try:
             if store is not None:
                 now = store.last_now(now)
@@ -115,7 +120,7 @@ class Broker:
                 lambda: f"tidings-{token_hex(8)}",
                 version=_version(),
                 keeps=store is not None,
-                gate=self._gate,
+                gate=gate,
             )
             if store is not None:
                 engine.restore(store.load(self.config.max_inflight), store.load_retained(), now)
@@ -168,6 +173,8 @@ class Broker:
             if self._store is not None:
                 await asyncio.to_thread(self._store.close)
         finally:
+            if self._threads is not None:
+                self._threads.close()
             self._release_waiters()
 
     def _release_waiters(self) -> None:
@@ -177,12 +184,36 @@ class Broker:
                 waiter.set_exception(BrokerError("the broker stopped before it could say that the message is kept"))
         self._waiters.clear()
 
-    def reload_certificates(self) -> int:
-        """Read the certificate files of all listeners again, for handshakes from now on; how many listeners have any.
+    def reload(self, config: Config | None = None) -> str:
+        """Read password file, access file, certificates, keys and authorities again; take over limits of ``config``.
 
-        Connections stay. Raises ConfigError that says what is wrong with which file, and then nothing has changed.
+        None = the configuration stays. Connections stay, but for those whose user or client id is not welcome any
+        more. Returns what was read, in words. Raises ConfigError that says what is wrong, and then nothing has changed.
         """
-        return load_certificates(self._endpoints)
+        engine, links = self._running()
+        new = config or self.config
+        check_changes(self.config, new)
+        terms = Terms.read(new)
+        endpoints = replacements(self._endpoints, new.listeners)
+        check_safe(endpoints, new, (self._gate is not None and self._access is None) or terms.identify)
+        if terms.decide and self._access is None:
+            raise ConfigError("password_file, access_file and bans need a broker that was started with any; restart it")
+        for old, endpoint in zip(self._endpoints, endpoints, strict=True):
+            old.become(endpoint)
+        self.config = engine.config = new
+        self._terms = terms
+        links.use(new)
+        assert self._handshakes is not None
+        self._handshakes.use(new.max_handshakes, new.connect_timeout_s)
+        words = [f"certificates of {sum(endpoint.tls is not None for endpoint in endpoints)} listeners"]
+        if self._access is not None:
+            self._access.use(terms)
+            cut_off = review(engine, self._access, self._clock())
+            links.turn()
+            words.append(f"{len(terms.users or ())} users, {len(terms.rules or ())} access lines")
+            if cut_off:
+                words.append(f"{cut_off} clients cut off")
+        return ", ".join(words)
 
     # where it listens
 
@@ -279,6 +310,23 @@ class Broker:
         return engine.snapshot(self._clock())
 
     # inside
+
+    def _make_gate(self) -> AccessGate:
+        loop = asyncio.get_running_loop()
+
+        def decided(identity: Identity, answer: Answer) -> None:
+            loop.call_soon(self._decided, identity, answer)
+
+        self._threads = Threads(loop)
+        self._access = AccessGate(
+            self._terms, clock=self._clock, later=loop.call_later, submit=self._threads.submit, decided=decided
+        )
+        return self._access
+
+    def _decided(self, identity: Identity, answer: Answer) -> None:
+        engine, links = self._parts()
+        engine.decided(identity, answer, self._clock())
+        links.turn()
 
     def _running(self) -> tuple[Engine, Links]:
         if self._engine is None or self._links is None or self._stopping:

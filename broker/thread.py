@@ -124,11 +124,11 @@ class BrokerThread:
 
         return self._call(take())
 
-    def reload_certificates(self) -> int:
-        """As ``Broker.reload_certificates``."""
+    def reload(self, config: Config | None = None) -> str:
+        """As ``Broker.reload``."""
 
-        async def read() -> int:
-            return self._broker.reload_certificates()
+        async def read() -> str:
+            return self._broker.reload(config)
 
         return self._call(read())
 

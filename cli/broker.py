@@ -2,7 +2,7 @@
 
 Stdout gets one line per listener once it accepts connections, for people and for scripts that wait for it; the log
 and the path of the data directory go to stderr. SIGINT and SIGTERM stop it gracefully with exit code 0; SIGHUP makes
-it read its certificates again, all of them or, with the reason on stderr, none.
+it read its configuration, users, access rules and certificates again: all of it or, with the reason on stderr, nothing.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,16 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--key", type=FILE, help="Its private key (PEM). [default: it is in the file of --cert]")
 @click.option("--cafile", type=FILE, help="Ask clients for certificates, and take those that these CAs signed (PEM).")
 @click.option("--require-client-cert", is_flag=True, help="Refuse clients without a certificate.")
+@click.option(
+    "--password-file",
+    type=FILE,
+    help="The users who may connect, as 'tidings user add' writes them. [default: everybody may]",
+)
+@click.option(
+    "--access-file",
+    type=FILE,
+    help="Who may publish and subscribe where; 'tidings acl explain' says why. [default: everybody everywhere]",
+)
 @click.option(
     "--data",
     "data_dir",
@@ -74,6 +85,8 @@ def broker(
     key: Path | None,
     cafile: Path | None,
     require_client_cert: bool,
+    password_file: Path | None,
+    access_file: Path | None,
     data_dir: Path | None,
     memory: bool,
     durability: str | None,
@@ -83,14 +96,15 @@ def broker(
     """Run an MQTT broker (3.1, 3.1.1 and 5.0) until it is interrupted.
 
     \b
-    Prints "listening on URL" for each listener once it accepts connections. SIGHUP makes it read certificates again.
+    Prints "listening on URL" for each listener once it accepts connections. SIGHUP makes it read its files again.
     Exit codes: 0 stopped by SIGINT or SIGTERM, with everything written; 1 cannot listen, cannot use the data directory,
     or stopped while something could not be written or read; 2 wrong option or configuration.
     """
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    try:
+
+    def read() -> Config:
         config = load_yaml(config_path, Config) if config_path else Config()
         changes: dict[str, object] = {}
         if listeners:
@@ -101,18 +115,24 @@ def broker(
             raise ConfigError("--memory and --data contradict each other; use one of them")
         if durability is not None:
             changes["durability"] = durability
+        if password_file is not None:
+            changes["password_file"] = password_file
+        if access_file is not None:
+            changes["access_file"] = access_file
         if memory:
             changes["data_dir"] = None
         elif data_dir is not None or config.data_dir is None:
             changes["data_dir"] = data_dir or default_data_dir()
-        config = config.model_copy(update=changes)
-        server = Broker(config)
+        return config.model_copy(update=changes)
+
+    try:
+        server = Broker(read())
     except ConfigError as error:
         raise Failure(str(error), USAGE) from None
     raise_open_files_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
-            runner.run(_serve(server))
+            runner.run(_serve(server, read))
         except (BrokerError, StoreError) as error:
             raise Failure(str(error)) from None
     return 0
@@ -155,7 +175,7 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 5, 1_000_000)
 
 
-async def _serve(server: Broker) -> None:
+async def _serve(server: Broker, read: Callable[[], Config]) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -167,14 +187,14 @@ async def _serve(server: Broker) -> None:
         for url in server.urls:
             with contextlib.suppress(BrokenPipeError):
                 click.echo(f"listening on {url}")
-        loop.add_signal_handler(signal.SIGHUP, _reload, server)
+        loop.add_signal_handler(signal.SIGHUP, _reload, server, read)
         await stopping.wait()
 
 
-def _reload(server: Broker) -> None:
+def _reload(server: Broker, read: Callable[[], Config]) -> None:
     try:
-        count = server.reload_certificates()
-    except ConfigError as error:
-        click.echo(f"certificates stay as they were: {error}", err=True)
+        done = server.reload(read())
+    except (ConfigError, BrokerError) as error:
+        click.echo(f"nothing has changed: {error}", err=True)
     else:
-        click.echo(f"certificates read again for {count} listener{'' if count == 1 else 's'}", err=True)
+        click.echo(f"read again: {done}", err=True)

@@ -22,10 +22,10 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ..core.ports import Action as Action
 from ..core.topics import check_filter, matches, split_share
 from ..errors import ConfigError, ProtocolError
 from ..policy import covers
@@ -34,14 +34,6 @@ MAX_LEVELS: Final = 65_536
 _PLACEHOLDER: Final = re.compile(r"%(.?)", re.DOTALL)
 _WHO: Final = "user PATTERN, client PATTERN, anonymous or everybody"
 _WHAT: Final = "publish, subscribe, receive or all"
-
-
-class Action(Enum):
-    """What a client does with a topic, or with a filter when it subscribes."""
-
-    PUBLISH = "publish"
-    SUBSCRIBE = "subscribe"
-    RECEIVE = "receive"
 
 
 @dataclass(slots=True, frozen=True)

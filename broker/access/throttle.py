@@ -7,7 +7,6 @@ who was let in from an address is not held up there by what others do, so that n
 It is told the time, and every table is bounded: the entries that failed longest ago go first.
 """
 
-import ipaddress
 from collections import OrderedDict
 from typing import Final
 
@@ -43,7 +42,7 @@ class Throttle:
         self._known: OrderedDict[tuple[str, str], int] = OrderedDict()  # let in from there; failures since
 
     def wait(self, address: str, user: str, now: float) -> float | None:
-        """Seconds that an attempt has to wait, 0 = none; None = refuse it. ``address`` is as ``group`` makes it."""
+        """Seconds that an attempt has to wait, 0 = none; None = refuse it. ``address`` as ``network.group`` has it."""
         if (address, user) in self._known:
             return 0.0
         entries = [
@@ -57,6 +56,11 @@ class Throttle:
         for entry, longest_s in entries:  # whoever comes next has to wait for this one too
             entry.next_at = max(now, entry.next_at) + delay(entry.count(now), longest_s)
         return max(0.0, wait_s)
+
+    def count(self, address: str, user: str, now: float) -> int:
+        """How many failures count for an attempt that is about to be made."""
+        entries = self._addresses.get(address), self._users.get(user)
+        return max((entry.count(now) for entry in entries if entry is not None), default=0)
 
     def failed(self, address: str, user: str, now: float) -> int:
         """An attempt was wrong; how many count for the address now."""
@@ -92,16 +96,3 @@ class Throttle:
 def delay(failures: int, longest_s: float) -> float:
     """Seconds between two attempts after so many failures."""
     return 0.0 if failures <= FREE else min(longest_s, FIRST_S * 2.0 ** min(failures - FREE - 1, 30))
-
-
-def group(host: str) -> str:
-    """The address by which attempts from ``host`` are counted: for IPv6 the network that one customer has, a /64."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.version == 4:
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -65,9 +65,9 @@ class Connect:
     clean_start: bool = True
     keep_alive: int = 60
     username: str | None = None
-    password: bytes | None = None
+    password: bytes | None = field(default=None, repr=False)
     will: Will | None = None
-    properties: Properties = field(default_factory=_none)
+    properties: Properties = field(default_factory=_none, repr=False)  # Authentication Data may be a secret
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ class Auth:
     """5.0 section 3.15. Exists in 5.0 only."""
 
     reason: int = 0
-    properties: Properties = field(default_factory=_none)
+    properties: Properties = field(default_factory=_none, repr=False)  # Authentication Data may be a secret
 
 
 @dataclass(slots=True)

@@ -1,13 +1,19 @@
 """One listener as its settings describe it, checked: address, TLS, PROXY protocol, and which web pages may come."""
 
-import ssl
-from typing import Final
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from ..listener import Listener
 from .address import Address, parse_address
 from .tls import Tls
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+log: Final = logging.getLogger("tidings.broker")
 
 ALPN_MQTT: Final = "mqtt"  # registered with IANA
 ALPN_HTTP: Final = "http/1.1"  # what a WebSocket handshake is
@@ -35,6 +41,12 @@ class Endpoint:
             raise ConfigError(f"{where}: proxy_protocol is for addresses with a port")
         self.tls = Tls(settings, ALPN_HTTP if address.is_websocket else ALPN_MQTT) if address.is_encrypted else None
 
+    def become(self, other: "Endpoint") -> None:
+        """From now on, connections are made as ``other``, of the same address, has it."""
+        self.identifies = other.identifies
+        self.tls = other.tls
+        self._origins = other._origins
+
     def admits(self, origin: str | None, host: str) -> bool:
         """Whether a WebSocket handshake from a page of ``origin`` (None: not from a browser) to ``host`` is welcome.
 
@@ -54,11 +66,27 @@ class Endpoint:
         return same and (not self.address.is_local or Address(host=ours.hostname or "").is_local)
 
 
-def load_certificates(endpoints: "list[Endpoint]") -> int:
-    """Read all certificate files again and use them; how many listeners have some. Raises ConfigError and uses none."""
-    loaded: list[tuple[Tls, ssl.SSLContext]] = [
-        (endpoint.tls, endpoint.tls.load()) for endpoint in endpoints if endpoint.tls is not None
-    ]
-    for tls, context in loaded:
-        tls.use(context)
-    return len(loaded)
+def replacements(endpoints: "Sequence[Endpoint]", listeners: Sequence[Listener | str]) -> "list[Endpoint]":
+    """What ``endpoints`` become with these settings, and their files as they are now. Raises ConfigError."""
+    made = [Endpoint(listener) for listener in listeners]
+    before, after = ([(each.address, each.proxied) for each in all_of] for all_of in (endpoints, made))
+    if before != after:
+        raise ConfigError("listeners: addresses and proxy_protocol cannot change while the broker runs; restart it")
+    return made
+
+
+def check_safe(endpoints: Sequence[Endpoint], config: "Config", everybody_proves: bool) -> None:
+    """Raise ConfigError for a listener that lets in whoever can reach it, unless the configuration says so.
+
+    ``everybody_proves``: nobody is let in who has not proved to be somebody.
+    """
+    for endpoint in endpoints:
+        address = endpoint.address
+        if not (address.is_local or endpoint.identifies or everybody_proves or config.allow_anonymous_remote):
+            raise ConfigError(
+                f"listener {address} can be reached from other machines, and this broker asks nobody for a password; "
+                "listen on 127.0.0.1, set password_file ('tidings user add' makes one), require client certificates, "
+                "or set allow_anonymous_remote if everybody on that network may come in without"
+            )
+        if everybody_proves and not address.is_local and not address.is_encrypted:
+            log.warning("listener %s: passwords cross the network in the clear; tls:// and wss:// do not", address)

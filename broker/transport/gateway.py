@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from .addresses import Addresses
 from .endpoint import Endpoint
 from .handshakes import Handshakes
 from .link import LINGER_S
@@ -38,11 +39,13 @@ class Gateway:
         endpoint: Endpoint,
         handshakes: Handshakes,
         make: Callable[[str], asyncio.Protocol],
+        addresses: Addresses,
     ) -> None:
         self._sockets = sockets
         self._endpoint = endpoint
         self._handshakes = handshakes
         self._make = make
+        self._addresses = addresses
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         for sock in sockets:
@@ -105,6 +108,8 @@ class Gateway:
         mine = True  # the socket; later its transport's
         try:
             peer = await self._read_header(sock) if self._endpoint.proxied else ""
+            if self._addresses.refuse(peer or name):
+                return  # before TLS, which is work
             tls = self._endpoint.tls
             mine = False
             await self._loop.connect_accepted_socket(

@@ -31,6 +31,11 @@ class Handshakes:
         self._waiting: list[Callable[[], None]] = []
         self._wake_at: asyncio.TimerHandle | None = None
 
+    def use(self, max_count: int, limit_s: float) -> None:
+        """Hold those that begin from now on to other limits."""
+        self._max_count = max_count
+        self._limit_s = limit_s
+
     def __len__(self) -> int:
         return len(self._open)
 

@@ -29,6 +29,8 @@ from ..core.message import Message
 from ..core.ports import PauseReason
 from ..core.rate import Rate
 from ..errors import ProtocolError
+from ..network import parse_network
+from .addresses import Addresses
 
 if sys.platform != "win32":
     from fcntl import ioctl
@@ -59,26 +61,34 @@ class Links:
         self.topics = TopicTable()
         self.open: set[Link] = set()
         self.accepting = True  # False once the broker stops; what was accepted by then is cut off
+        self.addresses = Addresses()
+        self.durable = 0
+        self.waiting: set[Link] = set()  # those that hold something back for the store
+        self.stalled: set[Link] = set()  # those that are not read from because of the store
+        self.pressed: set[Link] = set()  # those that are not read from because of the memory budget
+        self._arrivals: OrderedDict[str, Rate] = OrderedDict()  # by address
+        self._after = after
+        self._dirty: list[Link] = []
+        self._turn_ends = False
+        self._one_closed = asyncio.Event()
+        self.use(config)
+
+    def use(self, config: "Config") -> None:
+        """Hold connections that are made from now on to the limits of ``config``."""
+        banned = [parse_network(each) for each in config.banned_addresses]
+        self.addresses.use(banned, config.max_connections_per_address)
         self.max_connections = config.max_connections
         self.max_packet_size = config.max_packet_size_bytes
         self.max_connect_size = config.max_connect_size_bytes
         self.high_bytes = config.outbox_high_bytes
         self.turn_bytes = TURN * config.outbox_high_bytes
         self.max_bytes = config.outbox_max_bytes
-        self.durable = 0
-        self.waiting: set[Link] = set()  # those that hold something back for the store
-        self.stalled: set[Link] = set()  # those that are not read from because of the store
-        self.pressed: set[Link] = set()  # those that are not read from because of the memory budget
         self.max_blocked_s = config.max_blocked_s
         self.max_messages_per_s = config.max_messages_per_s
         self.max_bytes_per_s = config.max_bytes_per_s
         self._connect_timeout_s = config.connect_timeout_s
+        self._arrivals.clear()  # they have the old rate
         self._max_connects_per_s = config.max_connects_per_s
-        self._arrivals: OrderedDict[str, Rate] = OrderedDict()  # by address
-        self._after = after
-        self._dirty: list[Link] = []
-        self._turn_ends = False
-        self._one_closed = asyncio.Event()
 
     async def all_closed(self) -> None:
         """Wait until no link is open."""
@@ -150,6 +160,7 @@ class Link(asyncio.Protocol):
         "_decoder",
         "_dirty",
         "_early",
+        "_entered",
         "_held",
         "_held_bytes",
         "_hold",
@@ -202,6 +213,7 @@ class Link(asyncio.Protocol):
         self._message_rate = Rate(links.max_messages_per_s) if links.max_messages_per_s else None
         self._bytes_rate = Rate(links.max_bytes_per_s) if links.max_bytes_per_s else None
         self._early: bytes | None = None  # what came before the turn of this connection
+        self._entered = ""  # the address that it counts for
         self.due_at: float | None = None
         self.entry_at: float | None = None
 
@@ -221,6 +233,11 @@ class Link(asyncio.Protocol):
             self._closed = True
             transport.abort()
             return
+        if links.addresses.refuse(peer):
+            self._closed = True
+            transport.abort()
+            return
+        self._entered = links.addresses.enter(peer)
         transport.set_write_buffer_limits(high=links.high_bytes)
         links.open.add(self)
         now = links.clock()
@@ -288,6 +305,7 @@ class Link(asyncio.Protocol):
         self._closed = True
         links = self._links
         links.closed(self)
+        links.addresses.leave(self._entered)
         links.waiting.discard(self)
         links.stalled.discard(self)
         links.pressed.discard(self)

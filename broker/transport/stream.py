@@ -36,7 +36,7 @@ async def listen(endpoint: Endpoint, links: Links, handshakes: Handshakes) -> tu
             return await loop.create_unix_server(make, address.path, backlog=BACKLOG), address
         if endpoint.tls is not None or endpoint.proxied or address.is_websocket:
             sockets = await _bind(address)
-            return Gateway(sockets, endpoint, handshakes, make), address.with_port(_prepare(sockets))
+            return Gateway(sockets, endpoint, handshakes, make, links.addresses), address.with_port(_prepare(sockets))
         server = await loop.create_server(make, address.host, address.port, backlog=BACKLOG, reuse_address=True)
     except OSError as error:
         raise BrokerError(f"cannot listen on {address}: {_reason(error, address)}") from None

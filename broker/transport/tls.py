@@ -1,7 +1,7 @@
 """TLS of one listener: contexts made from files, the certificate by the name that the client asks for, and new files.
 
-``Tls.context`` is what the next handshake uses. Loading makes new contexts and changes nothing; ``use`` puts them in
-place at once, so that files are either all taken or not at all. A connection keeps what it began with.
+``Tls.context`` is what handshakes use; new files are another ``Tls``, which takes the place of this one. A connection
+keeps what it began with.
 """
 
 import logging
@@ -28,9 +28,9 @@ class Tls:
         self._settings = settings
         self._alpn = alpn
         self._where = f"listener {settings.url!r}"
-        self.context = self.load()
+        self.context = self._load()
 
-    def load(self) -> ssl.SSLContext:
+    def _load(self) -> ssl.SSLContext:
         """A context from the files as they are now."""
         settings = self._settings
         if settings.certfile is None:
@@ -51,10 +51,6 @@ class Tls:
         if others:
             context.sni_callback = choose
         return context
-
-    def use(self, context: ssl.SSLContext) -> None:
-        """Use ``context`` for handshakes from now on."""
-        self.context = context
 
     def _context(self, certificate: Certificate) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

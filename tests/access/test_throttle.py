@@ -1,7 +1,5 @@
 """Guessing passwords gets slower, in virtual time; those who know theirs get in."""
 
-import pytest
-
 from tidings.broker.access.throttle import (
     ADDRESS_MAX_S,
     FORGET_S,
@@ -9,7 +7,6 @@ from tidings.broker.access.throttle import (
     MAX_WAIT_S,
     USER_MAX_S,
     Throttle,
-    group,
 )
 
 DAY_S = 86_400.0
@@ -112,18 +109,3 @@ def test_the_tables_are_bounded_and_those_who_failed_last_stay() -> None:
     assert {len(table) for table in (throttle._addresses, throttle._users, throttle._known)} == {100}
     assert throttle.wait("a999", "x", 0.0) == 0.5
     assert throttle.wait("a0", "x", 0.0) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("host", "counted"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("", ""),
-        ("local socket", "local socket"),
-    ],
-)
-def test_a_customer_counts_as_one(host: str, counted: str) -> None:
-    assert group(host) == counted

@@ -78,7 +78,7 @@ def test_a_hangup_brings_new_certificates_and_drops_nobody(running: ServerProces
     with connect(running, authority.trusting()) as old:
         authority.sign("server", HOST)
         running.process.send_signal(signal.SIGHUP)
-        assert wait_for(running, "\n") == "certificates read again for 2 listeners\n"
+        assert wait_for(running, "\n") == "read again: certificates of 2 listeners\n"
         with connect(running, authority.trusting()) as new:
             assert shown(new) != shown(old)
         old.sendall(b"\xc0\x00")
@@ -92,7 +92,7 @@ def test_a_hangup_with_wrong_files_says_why_and_changes_nothing(
         (tmp_path / "server.key").write_bytes((tmp_path / "device.key").read_bytes())
         running.process.send_signal(signal.SIGHUP)
         said = wait_for(running, "\n")
-        assert said.startswith("certificates stay as they were: listener 'tls://127.0.0.1:0': the key in ")
+        assert said.startswith("nothing has changed: listener 'tls://127.0.0.1:0': the key in ")
         assert said.count("\n") == 1
         with connect(running, authority.trusting()) as after:
             assert shown(after) == shown(before)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tidings.broker import Broker, BrokerThread, Config, ConfigError, Listener
-from tidings.broker.transport.endpoint import Endpoint, load_certificates
+from tidings.broker.transport.endpoint import Endpoint
 
 from .certificates import Authority, Pair
 from .conftest import HOST, Serve, Served
@@ -157,7 +157,7 @@ def test_new_certificates_are_for_new_connections_and_old_ones_stay(tmp_path: Pa
     with BrokerThread(Config(listeners=listeners)) as broker:
         before = [connected(url, authority.trusting()) for url in broker.urls]
         authority.sign("server", HOST)
-        assert broker.reload_certificates() == 2
+        assert broker.reload() == "certificates of 2 listeners"
         after = [connected(url, authority.trusting()) for url in broker.urls]
         assert all(serial(old) != serial(new) for old, new in zip(before, after, strict=True))
         before[1].ping()
@@ -176,7 +176,7 @@ def test_another_authority_for_clients_is_in_force_at_once(tmp_path: Path) -> No
         tls = old.trusting(old.sign("device"))
         first = connected(broker.urls[0], tls)
         trusted.write_bytes(new.cafile.read_bytes())
-        broker.reload_certificates()
+        broker.reload()
         assert isinstance(first.raw, ssl.SSLSocket)
         with pytest.raises((Closed, ssl.SSLError)):
             connected(broker.urls[0], tls)
@@ -188,16 +188,26 @@ def test_another_authority_for_clients_is_in_force_at_once(tmp_path: Path) -> No
 def test_certificates_are_taken_all_or_none(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pairs = [authority.sign(name, HOST) for name in ("one", "two")]
-    endpoints = [Endpoint(Listener(url=f"tls://{HOST}:0", **pair._asdict())) for pair in pairs]
-    before = [endpoint.tls and endpoint.tls.context for endpoint in endpoints]
-    authority.sign("one", HOST)
-    pairs[1].certfile.unlink()
-    with pytest.raises(ConfigError, match=r"certfile .*two\.crt cannot be read: No such file"):
-        load_certificates(endpoints)
-    assert [endpoint.tls and endpoint.tls.context for endpoint in endpoints] == before
-    authority.sign("two", HOST)
-    assert load_certificates(endpoints) == 2
-    assert all(endpoint.tls and endpoint.tls.context not in before for endpoint in endpoints)
+    with BrokerThread(
+        Config(listeners=[Listener(url=f"tls://{HOST}:0", **pair._asdict()) for pair in pairs])
+    ) as broker:
+
+        def shown() -> list[object]:
+            streams = [connected(url, authority.trusting()) for url in broker.urls]
+            serials = [serial(stream) for stream in streams]
+            for stream in streams:
+                stream.close()
+            return serials
+
+        before = shown()
+        authority.sign("one", HOST)
+        pairs[1].certfile.unlink()
+        with pytest.raises(ConfigError, match=r"certfile .*two\.crt cannot be read: No such file"):
+            broker.reload()
+        assert shown() == before
+        authority.sign("two", HOST)
+        broker.reload()
+        assert not set(shown()) & set(before)
 
 
 def broken(settings: dict[str, Any], tmp_path: Path, how: str, foreign: Authority) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""Which addresses may connect, and how often: bans, and a limit on the connections that one has open."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from ..network import Network, group, host_of, parse_host
+
+log: Final = logging.getLogger("tidings.broker")
+
+
+class Addresses:
+    """The open connections of one broker by address. Those of this machine are not counted, nor local sockets."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self.use((), sys.maxsize)
+
+    def use(self, banned: Sequence[Network], max_connections: int) -> None:
+        """Hold those who come from now on to these limits."""
+        self._banned = banned
+        self._max_connections = max_connections
+
+    def why_banned(self, host: str) -> str:
+        """Why nobody from ``host`` is wanted, "" if they are."""
+        if not self._banned:
+            return ""
+        address = parse_host(host)
+        if address is None:
+            return ""
+        network = next((each for each in self._banned if address in each), None)
+        return "" if network is None else f"{network} is banned"
+
+    def refuse(self, peer: str) -> bool:
+        """Whether another connection from ``peer``, ``ADDRESS:PORT``, is not wanted; the log says why."""
+        host = host_of(peer)
+        banned = self.why_banned(host)
+        if banned:
+            log.info("refusing %s: %s", peer, banned)  # somebody banned keeps coming, and that is known
+            return True
+        count = self._open.get(group(host), 0)
+        if count >= self._max_connections:
+            log.warning("refusing %s: %d connections are open from %s, as many as allowed", peer, count, group(host))
+            return True
+        return False
+
+    def enter(self, peer: str) -> str:
+        """A connection from ``peer`` is open; the name by which it is to ``leave``."""
+        host = host_of(peer)
+        address = parse_host(host)
+        if address is None or address.is_loopback:
+            return ""
+        name = group(host)
+        self._open[name] = self._open.get(name, 0) + 1
+        return name
+
+    def leave(self, name: str) -> None:
+        """A connection that had entered has ended."""
+        count = self._open.get(name, 0) - 1
+        if count > 0:
+            self._open[name] = count
+        else:
+            self._open.pop(name, None)
