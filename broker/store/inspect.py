@@ -14,26 +14,41 @@ from ..codec.packets import NO_PROPERTIES
 from ..core.message import Message
 from ..core.topics import Grant
 from ..errors import StoreError
-from .rows import decode_grant, decode_message, decode_will
-from .schema import FILE_NAME, connect, explain
+from .packs import read_messages
+from .rows import decode_grant, decode_messages, decode_will
+from .schema import FILE_NAME, PACK_BITS, connect, explain
 
-_TABLES = ("sessions", "subscriptions", "messages", "owed", "retained", "released", "incoming")
+_TABLES = {  # and what to add up for the number of things in each
+    "sessions": "1",
+    "subscriptions": "1",
+    "messages": "count",
+    "owed": "count",
+    "retained": "1",
+    "released": "1",
+    "incoming": "1",
+}
 
 # Each finds rows that refer to something that is not there; all are empty in a sound store.
 _DANGLING = {
-    "rows of owed without their message": "SELECT count(*) FROM owed WHERE message NOT IN (SELECT id FROM messages)",
+    "rows of owed without their message": (
+        f"SELECT count(*) FROM owed o LEFT JOIN messages m ON m.id = o.message >> {PACK_BITS} "
+        f"WHERE coalesce(m.count, 0) < (o.message & {(1 << PACK_BITS) - 1}) + o.count OR o.count < 1"
+    ),
+    "rows of owed that overlap": (
+        "SELECT count(*) FROM owed a JOIN owed b ON b.session = a.session AND b.seq > a.seq AND b.seq < a.seq + a.count"
+    ),
     "rows of owed without their session": "SELECT count(*) FROM owed WHERE session NOT IN (SELECT id FROM sessions)",
     "rows of owed without their options": "SELECT count(*) FROM owed WHERE options NOT IN (SELECT id FROM grants)",
     "retained topics without their message": (
-        "SELECT count(*) FROM retained WHERE message NOT IN (SELECT id FROM messages)"
+        f"SELECT count(*) FROM retained WHERE message >> {PACK_BITS} NOT IN (SELECT id FROM messages)"
     ),
     "subscriptions without their session": (
         "SELECT count(*) FROM subscriptions WHERE session NOT IN (SELECT id FROM sessions)"
     ),
-    "messages that nobody is owed, or with a wrong number of owners": (
-        "SELECT count(*) FROM messages m LEFT JOIN (SELECT message, count(*) AS n FROM "
-        "(SELECT message FROM owed UNION ALL SELECT message FROM retained) GROUP BY message) o "
-        "ON o.message = m.id WHERE m.owners <> coalesce(o.n, 0)"
+    "rows of messages that nobody is owed, or with a wrong number of owners": (
+        f"SELECT count(*) FROM messages m LEFT JOIN (SELECT message >> {PACK_BITS} AS pack, count(*) AS n FROM "
+        "(SELECT message FROM owed UNION ALL SELECT message FROM retained) GROUP BY pack) o "
+        "ON o.pack = m.id WHERE m.owners <> coalesce(o.n, 0)"
     ),
 }
 
@@ -62,11 +77,12 @@ class StoreReader:
                 count = database.execute(query).fetchone()[0]
                 if count:
                     troubles.append(f"{count} {what}")
-            for number, body in database.execute("SELECT id, body FROM messages"):
-                try:
-                    decode_message(body, number)
-                except StoreError as error:
-                    troubles.append(str(error))
+            for row, count, body in database.execute("SELECT id, count, body FROM messages"):
+                for index in range(count):
+                    try:
+                        decode_messages(body, count, row, range(index, index + 1))
+                    except StoreError as error:
+                        troubles.append(str(error))
             for client_id, will in database.execute("SELECT client_id, will FROM sessions WHERE will IS NOT NULL"):
                 try:
                     decode_will(will)
@@ -86,7 +102,10 @@ class StoreReader:
             log = self._path.with_name(FILE_NAME + "-wal")
             return {
                 "schema": database.execute("PRAGMA user_version").fetchone()[0],
-                **{table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in _TABLES},
+                **{
+                    table: database.execute(f"SELECT coalesce(sum({what}), 0) FROM {table}").fetchone()[0]
+                    for table, what in _TABLES.items()
+                },
                 "message_bytes": database.execute("SELECT coalesce(sum(length(body)), 0) FROM messages").fetchone()[0],
                 "database_bytes": pages * size,
                 "free_bytes": free * size,
@@ -133,23 +152,23 @@ class StoreReader:
                         **_payload(left.payload),
                     }
                 yield found
-                for seq, options, message_id, body in database.execute(
-                    "SELECT o.seq, g.options, o.message, m.body FROM owed o JOIN messages m ON m.id = o.message "
-                    "JOIN grants g ON g.id = o.options WHERE o.session = ? ORDER BY o.seq",
+                for first, count, stored, options in database.execute(
+                    "SELECT o.seq, o.count, o.message, g.options FROM owed o JOIN grants g ON g.id = o.options "
+                    "WHERE o.session = ? ORDER BY o.seq",
                     (number,),
                 ):
-                    message = decode_message(body, message_id)
-                    yield {
-                        "kind": "owed",
-                        "client_id": client_id,
-                        "seq": seq,
-                        "granted_qos": decode_grant(options).qos,
-                        **_message(message),
-                    }
-            for number, body in database.execute(
-                "SELECT m.id, m.body FROM retained r JOIN messages m ON m.id = r.message ORDER BY r.topic"
-            ):
-                yield {"kind": "retained", **_message(decode_message(body, number))}
+                    qos = decode_grant(options).qos
+                    for seq, message in enumerate(read_messages(database, stored, count), first):
+                        yield {
+                            "kind": "owed",
+                            "client_id": client_id,
+                            "seq": seq,
+                            "granted_qos": qos,
+                            **_message(message),
+                        }
+            for (stored,) in database.execute("SELECT message FROM retained ORDER BY topic"):
+                for message in read_messages(database, stored, 1):
+                    yield {"kind": "retained", **_message(message)}
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -1,13 +1,16 @@
 """Messages, wills and grants as bytes and text in a database row, and back.
 
-A message row carries a checksum over all that it holds, so that what a disk got wrong is reported instead of delivered.
+Each message carries a checksum over all that it holds, so that what a disk got wrong is reported instead of delivered.
+A pack of one message is its record; a pack of more is the sizes of the records, 4 bytes each, and then the records.
 Nothing here knows SQL.
 """
 
 import json
 from binascii import crc32
-from collections.abc import Iterable
-from struct import Struct
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from struct import Struct, pack, unpack_from
 from struct import error as StructError
 from typing import Any, Final
 
@@ -17,6 +20,7 @@ from ..core.message import Message
 from ..core.topics import Grant, Share, split_share
 from ..errors import ProtocolError, StoreError
 from ..policy import parse_policy
+from .schema import PACK_BITS
 
 _CHECKSUM: Final = Struct("<I")
 _HEAD: Final = Struct("<BHH")  # flags, bytes of the topic, bytes of the sender's client id
@@ -26,9 +30,9 @@ _RETAIN: Final = 0x04
 _EXPIRES: Final = 0x08
 
 
-def encode_messages(messages: Iterable[Message]) -> list[bytes]:
-    """One row body per message. What neighbours have in common (a run of one publisher) is encoded once."""
-    bodies: list[bytes] = []
+def encode_messages(messages: Sequence[Message]) -> bytes:
+    """The body of a pack. What neighbours have in common (a run of one publisher) is encoded once."""
+    records: list[bytes] = []
     last: Message | None = None
     prefix, start = b"", 0
     for message in messages:
@@ -45,11 +49,15 @@ def encode_messages(messages: Iterable[Message]) -> list[bytes]:
             start = crc32(prefix)
             last = message
         payload = message.payload
-        bodies.append(b"".join((_CHECKSUM.pack(crc32(payload, start)), prefix, payload)))
-    return bodies
+        records.append(b"".join((_CHECKSUM.pack(crc32(payload, start)), prefix, payload)))
+    if len(records) == 1:
+        return records[0]
+    return b"".join((pack(f"<{len(records)}I", *map(len, records)), *records))
 
 
 def _prefix(message: Message) -> bytes:
+    if not message.properties and message.expires_at is None:
+        return _plain_prefix(message.topic, message.sender, message.qos | (_RETAIN if message.retain else 0))
     topic, sender = message.topic.encode(), message.sender.encode()
     flags = message.qos | (_RETAIN if message.retain else 0)
     expiry = b""
@@ -60,11 +68,38 @@ def _prefix(message: Message) -> bytes:
     return b"".join((_HEAD.pack(flags, len(topic), len(sender)), expiry, topic, sender, properties))
 
 
-def decode_message(body: bytes, stored: int) -> Message:
-    """The message of a row; ``stored`` is the row's id. Raises StoreError if the row is not what was written."""
+@lru_cache(maxsize=4_096)  # publishers repeat themselves
+def _plain_prefix(topic: str, sender: str, flags: int) -> bytes:
+    encoded, who = topic.encode(), sender.encode()
+    return b"".join((_HEAD.pack(flags, len(encoded), len(who)), encoded, who, b"\0"))
+
+
+def decode_messages(body: bytes, count: int, row: int, wanted: range | None = None) -> list[Message]:
+    """Messages of a pack of ``count`` that is row ``row``; ``wanted``: their indices, None = all. Raises StoreError."""
+    first = row << PACK_BITS
+    if count == 1:
+        return [_decode(body, first)]
+    try:
+        sizes = unpack_from(f"<{count}I", body)
+    except StructError as error:
+        raise StoreError(f"{named(first)} is damaged: {error}") from None
+    ends = list(accumulate(sizes, initial=4 * count))
+    if ends[-1] != len(body):
+        raise StoreError(f"{named(first)} is damaged: it has {len(body)} bytes instead of {ends[-1]}")
+    return [_decode(body[ends[index] : ends[index + 1]], first + index) for index in wanted or range(count)]
+
+
+def named(stored: int) -> str:
+    """A message by its number, for people: the row, and the index in it if it is not the first."""
+    row, index = stored >> PACK_BITS, stored & ((1 << PACK_BITS) - 1)
+    return f"message {row}.{index}" if index else f"message {row}"
+
+
+def _decode(body: bytes, stored: int) -> Message:
+    """The message with the number ``stored``. Raises StoreError if the record is not what was written."""
     try:
         if crc32(body[4:]) != _CHECKSUM.unpack_from(body)[0]:
-            raise StoreError(f"message {stored} is damaged: its checksum does not match")
+            raise StoreError(f"{named(stored)} is damaged: its checksum does not match")
         flags, topic_size, sender_size = _HEAD.unpack_from(body, 4)
         at = 4 + _HEAD.size
         expires_at: float | None = None
@@ -77,7 +112,7 @@ def decode_message(body: bytes, stored: int) -> Message:
         at += sender_size
         properties, at = decode_properties(body, at, len(body), PacketType.PUBLISH)
     except (ProtocolError, ValueError, IndexError, StructError) as error:
-        raise StoreError(f"message {stored} is damaged: {error}") from None
+        raise StoreError(f"{named(stored)} is damaged: {error}") from None
     return Message(
         topic,
         body[at:],

@@ -1,12 +1,16 @@
 """The tables of a store, how older ones become today's, and how a database is opened.
 
-    messages ◀── owed ──▶ grants        one row per message, however many sessions are owed it
+    messages ◀── owed ──▶ grants        every message once, however many sessions are owed it
         ▲          │
         │          ▼
     retained    sessions ◀── subscriptions, released, incoming
 
-``messages`` is an append-only log: its rows are written once and go when ``owners`` (rows in ``owed`` and ``retained``
-that refer to them) reaches 0. ``owed`` is small and ordered by session and sequence number, which is how it is read.
+Rows cost more than what is in them, so they hold many. A row of ``messages`` is a pack: up to ``PACK_MESSAGES`` that
+were written together and are owed to the same sessions, so that they come to be needed no more together too. It is
+written once and goes when ``owners`` (rows in ``owed`` and ``retained`` that refer to it) reaches 0. Message ``index``
+of pack ``id`` has the number ``id << PACK_BITS | index``, which is what ``owed`` and ``retained`` name. A row of
+``owed`` is a range: ``count`` messages with consecutive numbers are owed under consecutive sequence numbers, ``size``
+bytes in all. Ranges shrink and split as messages are acknowledged.
 """
 
 import sqlite3
@@ -45,7 +49,29 @@ MIGRATIONS: Final = (
         id INTEGER PRIMARY KEY CHECK (id = 1), now REAL NOT NULL, boot TEXT NOT NULL, since REAL NOT NULL
     );
     """,
+    """
+    CREATE TABLE packs (
+        id INTEGER PRIMARY KEY, owners INTEGER NOT NULL, count INTEGER NOT NULL, body BLOB NOT NULL
+    );
+    INSERT INTO packs SELECT id, owners, 1, body FROM messages;
+    DROP TABLE messages;
+    ALTER TABLE packs RENAME TO messages;
+    CREATE TABLE ranges (
+        session INTEGER NOT NULL, seq INTEGER NOT NULL, count INTEGER NOT NULL, message INTEGER NOT NULL,
+        options INTEGER NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (session, seq)
+    ) WITHOUT ROWID;
+    INSERT INTO ranges SELECT session, seq, 1, message << 10, options, size FROM owed;
+    DROP TABLE owed;
+    ALTER TABLE ranges RENAME TO owed;
+    UPDATE retained SET message = message << 10;
+    """,
 )
+
+PACK_BITS: Final = 10
+PACK_MESSAGES: Final = (
+    256  # at most 1 << PACK_BITS, and less than that, so that numbers of two packs are never adjacent
+)
+PACK_BYTES: Final = 65_536  # by ``Message.size``; one message that is larger is a pack by itself
 
 _CACHE_KIB: Final = 65_536
 _CHECKPOINT_PAGES: Final = 8_000  # 32 MB of log before it is folded into the database: rarely, and in long strokes

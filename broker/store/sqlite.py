@@ -31,7 +31,8 @@ from ..core.window import Entry
 from ..errors import StoreError
 from .directory import Directory
 from .elapsed import boot, resume
-from .rows import decode_grant, decode_message, decode_will
+from .packs import read_messages
+from .rows import decode_grant, decode_will
 from .schema import FILE_NAME, connect, explain
 from .unwritten import Kept, Unwritten
 
@@ -109,12 +110,10 @@ class SqliteStore:
         grants = [(number, text, decode_grant(text)) for number, text in database.execute("SELECT * FROM grants")]
         self._grants = {number: grant for number, _, grant in grants}
         next_session = 1 + database.execute("SELECT coalesce(max(id), 0) FROM sessions").fetchone()[0]
-        next_message = 1 + database.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0]
-        self._unwritten.begin(next_session, next_message, grants)
-        owed = {
-            row[0]: row[1:]
-            for row in database.execute("SELECT session, count(*), sum(size), max(seq) FROM owed GROUP BY session")
-        }
+        next_pack = 1 + database.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0]
+        self._unwritten.begin(next_session, next_pack, grants)
+        sums = "SELECT session, sum(count), sum(size), max(seq + count - 1) FROM owed GROUP BY session"
+        owed = {row[0]: row[1:] for row in database.execute(sums)}
         released: dict[int, list[int]] = {}
         for session, seq in database.execute("SELECT session, seq FROM released"):
             released.setdefault(session, []).append(seq)
@@ -136,10 +135,7 @@ class SqliteStore:
             self._sessions[client_id] = Kept(number, filters, in_database=True)
             maybe_sent_seq = sent_seq
             if connected and count:
-                found = database.execute(
-                    "SELECT seq FROM owed WHERE session = ? ORDER BY seq LIMIT 1 OFFSET ?", (number, max_inflight - 1)
-                ).fetchone()
-                maybe_sent_seq = last_seq if found is None else found[0]
+                maybe_sent_seq = self._nth(number, max_inflight) or last_seq
             record = SessionRecord(
                 client_id,
                 expiry_s,
@@ -153,13 +149,21 @@ class SqliteStore:
             )
             yield Restored(record, count, size_bytes, unfinished, incoming.get(number, set()), maybe_sent_seq)
 
+    def _nth(self, session: int, nth: int) -> int:
+        """The sequence number of the ``nth`` message that a session is owed; 0 if there are not so many."""
+        for seq, count in self._database.execute(
+            "SELECT seq, count FROM owed WHERE session = ? ORDER BY seq", (session,)
+        ):
+            if count >= nth:
+                return int(seq) + nth - 1
+            nth -= count
+        return 0
+
     def load_retained(self) -> Iterator[Message]:
         """Every retained message. Raises StoreError if the database cannot be read."""
         try:
-            for number, body in self._database.execute(
-                "SELECT m.id, m.body FROM retained r JOIN messages m ON m.id = r.message"
-            ):
-                yield decode_message(body, number)
+            for (stored,) in self._database.execute("SELECT message FROM retained"):
+                yield from read_messages(self._database, stored, 1)
         except sqlite3.Error as error:
             raise StoreError(explain(self._path, error)) from None
 
@@ -306,25 +310,34 @@ class SqliteStore:
         entries: list[Entry] = []
         if kept is None:
             return entries
+        left_bytes = question.size_bytes
+        for seq, count, stored, options in self._database.execute(
+            "SELECT seq, count, message, options FROM owed WHERE session = ? AND seq + count > ? AND seq >= "
+            "coalesce((SELECT max(seq) FROM owed WHERE session = ? AND seq <= ?), 0) ORDER BY seq",
+            (kept.id, question.seq + 1, kept.id, question.seq + 1),
+        ):
+            skipped = max(0, question.seq + 1 - seq)
+            count = min(count - skipped, question.count - len(entries))
+            grant = self._grant(options)
+            for at, message in enumerate(self._messages(stored + skipped, count), seq + skipped):
+                entries.append((message, grant, at))
+                left_bytes -= message.size
+                if left_bytes <= 0:
+                    return entries
+            if len(entries) >= question.count:
+                break
+        return entries
+
+    def _messages(self, stored: int, count: int) -> list[Message]:
+        """``count`` messages with the numbers from ``stored`` on. Sessions share what they are owed in common."""
         cache = self._cache
         if len(cache) > MAX_CACHED:
             cache.clear()
-        size_bytes = 0
-        for seq, options, number, body in self._database.execute(
-            "SELECT o.seq, o.options, o.message, m.body FROM owed o LEFT JOIN messages m ON m.id = o.message "
-            "WHERE o.session = ? AND o.seq > ? ORDER BY o.seq LIMIT ?",
-            (kept.id, question.seq, question.count),
-        ):
-            message = cache.get(number)
-            if message is None:
-                if body is None:
-                    raise StoreError(f"{self._path}: message {number} is missing; the database is damaged")
-                message = cache[number] = decode_message(body, number)
-            entries.append((message, self._grant(options), seq))
-            size_bytes += message.size
-            if size_bytes >= question.size_bytes:
-                break
-        return entries
+        found = [cache[number] for number in range(stored, stored + count) if number in cache]
+        if len(found) < count:
+            found = read_messages(self._database, stored, count)
+            cache.update(zip(range(stored, stored + count), found, strict=True))
+        return found
 
     def _grant(self, number: int) -> Grant:
         grant = self._grants.get(number)

@@ -5,13 +5,11 @@ meanwhile is never written.
 
 1. ``add`` only changes memory, ``write`` only the database: a transaction that failed can be tried again, with what was
    added since.
-2. ``Message.stored`` and ``Kept.id`` are given out here, in the writer's thread, and nowhere else.
+2. ``Message.stored`` and ``Kept.id`` are given out by the writer's thread and nobody else.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
-from typing import Final
+from collections.abc import Callable, Iterable
 
 from ..core.message import Message
 from ..core.ports import (
@@ -27,11 +25,8 @@ from ..core.ports import (
 )
 from ..core.session import SessionRecord
 from ..core.topics import Grant
-from .rows import encode_grant, encode_messages, encode_will
-
-# Rows that one INSERT carries. sqlite3 lets go of the GIL around each statement, not each row, so that a busy event
-# loop and the writer meet once per so many rows.
-_ROWS: Final = 50
+from .packs import Packs, Run, insert
+from .rows import encode_grant, encode_will
 
 
 class Kept:
@@ -49,25 +44,50 @@ class _Delta:
     """What changed in one session."""
 
     __slots__ = (
+        "acked",
         "added",
         "completed",
         "finished",
+        "grant",
+        "grant_id",
         "kept",
         "received",
         "record",
         "released",
-        "removed",
     )
 
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
         self.record: SessionRecord | None = None
-        self.added: dict[int, tuple[Message, int]] = {}  # sequence number → message and id of its grant
-        self.removed: list[int] = []
+        self.added: list[Run] = []
+        self.acked: dict[int, Message] = {}  # by sequence number
+        self.grant: Grant | None = None  # the last one that was met, and its id
+        self.grant_id = 0
         self.released: set[int] = set()
         self.finished: list[int] = []
         self.received: set[int] = set()
         self.completed: set[int] = set()
+
+    def settle(self) -> None:
+        """Strike out what was both added and acknowledged."""
+        acked = self.acked
+        if not acked or not self.added:
+            return
+        left: list[Run] = []
+        for run in self.added:
+            first, messages, grant = run
+            struck = [seq for seq in range(first, first + len(messages)) if seq in acked]
+            if not struck:
+                left.append(run)
+                continue
+            for seq in struck:
+                del acked[seq]
+            at = first
+            for seq in (*struck, first + len(messages)):
+                if seq > at:
+                    left.append((at, messages[at - first : seq - first], grant))
+                at = seq + 1
+        self.added = left
 
 
 class Unwritten:
@@ -82,17 +102,16 @@ class Unwritten:
         self._grants: dict[tuple[object, ...], int] = {}
         self._new_grants: list[tuple[int, str]] = []
         self._next_session = 1
-        self._next_message = 1
+        self._next_pack = 1
         self._next_grant = 1
         self._deltas: dict[str, _Delta] = {}
-        self._dead: list[_Delta] = []
+        self._dead: list[Kept] = []
         self._retained: dict[str, Message] = {}
-        self._moved: dict[int, int] = {}
-        self._assigned: list[Message] = []
+        self._packs: Packs | None = None  # what the transaction under way has packed
 
-    def begin(self, next_session: int, next_message: int, grants: Iterable[tuple[int, str, Grant]]) -> None:
+    def begin(self, next_session: int, next_pack: int, grants: Iterable[tuple[int, str, Grant]]) -> None:
         """Go on after the numbers and with the grants that the database has."""
-        self._next_session, self._next_message = next_session, next_message
+        self._next_session, self._next_pack = next_session, next_pack
         for number, _, grant in grants:
             self._grants[_grant_key(grant)] = number
             self._next_grant = max(self._next_grant, number + 1)
@@ -109,16 +128,15 @@ class Unwritten:
             kind = type(change)
             if kind is Queued:
                 assert isinstance(change, Queued)
-                delta = self._delta(change.client_id)
+                delta = deltas.get(change.client_id) or self._delta(change.client_id)
                 if delta is not None:
-                    grant = self._grant(change.grant)
-                    added = delta.added
-                    for seq, message in enumerate(change.messages, change.seq):
-                        added[seq] = (message, grant)
+                    if change.grant is not delta.grant:
+                        delta.grant, delta.grant_id = change.grant, self._grant(change.grant)
+                    delta.added.append((change.seq, change.messages, delta.grant_id))
             elif kind is Acked:
                 assert isinstance(change, Acked)
                 delta = deltas.get(change.client_id) or self._delta(change.client_id)
-                if delta is not None and (change.message is None or delta.added.pop(change.seq, None) is None):
+                if delta is not None:
                     self._acked(delta, change.seq, change.message)
             elif isinstance(change, SessionSaved):
                 self._saved(change.record)
@@ -162,26 +180,17 @@ class Unwritten:
             del self._deltas[client_id]
             del self._sessions[client_id]
             if delta.kept.in_database:
-                delta.added = {}
-                self._dead.append(delta)
-
-    def _acked(self, delta: _Delta, seq: int, message: Message | None) -> None:
-        if message is None:
-            if seq in delta.released:
-                delta.released.discard(seq)
-            else:
-                delta.finished.append(seq)
-        elif delta.added.pop(seq, None) is None and message.stored > 0:
-            delta.removed.append(seq)
-            self._move(self._moved, message.stored, -1)
+                self._dead.append(delta.kept)
 
     @staticmethod
-    def _move(moved: dict[int, int], stored: int, by: int) -> None:
-        count = moved.get(stored, 0) + by
-        if count:
-            moved[stored] = count
+    def _acked(delta: _Delta, seq: int, message: Message | None) -> None:
+        if message is not None:
+            if message.stored >= 0:
+                delta.acked[seq] = message
+        elif seq in delta.released:
+            delta.released.discard(seq)
         else:
-            del moved[stored]
+            delta.finished.append(seq)
 
     def _grant(self, grant: Grant) -> int:
         key = _grant_key(grant)
@@ -199,68 +208,32 @@ class Unwritten:
         """Whether somebody waits for this to be on disk: acknowledgements of receivers alone can be lost safely."""
         if self._dead or self._retained:
             return True
+        needs_flush = self._needs_flush
         for delta in self._deltas.values():
             if delta.record is not None or delta.released or delta.received or delta.completed:
                 return True
-            added = delta.added
-            if added and (self._needs_flush is None or any(self._needs_flush(m.topic) for m, _ in added.values())):
+            delta.settle()
+            if delta.added and (needs_flush is None or any(needs_flush(run[1][0].topic) for run in delta.added)):
                 return True
         return False
 
     def write(self, database: sqlite3.Connection) -> None:
         """Put everything into the transaction that is open. Call ``written`` or ``failed`` once it has ended."""
-        moved = dict(self._moved)
+        packs = self._packs = Packs(database, self._next_pack)
+        for kept in self._dead:
+            packs.bury(kept.id)
+        for message in self._retained.values():
+            packs.retain(message)
         deltas = self._deltas.values()
-        for delta in chain(self._dead, deltas):
-            if delta.removed:
-                number = delta.kept.id
-                database.executemany(
-                    "DELETE FROM owed WHERE session = ? AND seq BETWEEN ? AND ?",
-                    [(number, low, high) for low, high in _ranges(sorted(delta.removed))],
-                )
-        for delta in self._dead:
-            self._bury(database, delta.kept.id, moved)
-        first_new = self._next_message
-        new = self._assigned = []
-        owners: list[int] = []
-        plus: dict[int, Message] = {}
-
-        def own(message: Message) -> int:
-            stored = message.stored
-            if not stored:
-                stored = message.stored = self._next_message
-                self._next_message += 1
-                new.append(message)
-                owners.append(1)
-            elif stored >= first_new:
-                owners[stored - first_new] += 1
-            else:
-                plus[stored] = message
-                self._move(moved, stored, 1)
-            return stored
-
-        for topic, message in self._retained.items():
-            row = database.execute("SELECT message FROM retained WHERE topic = ?", (topic,)).fetchone()
-            if row is not None:
-                self._move(moved, row[0], -1)
-            if message.payload:
-                database.execute("INSERT OR REPLACE INTO retained VALUES (?, ?)", (topic, own(message)))
-            elif row is not None:
-                database.execute("DELETE FROM retained WHERE topic = ?", (topic,))
-        owed: list[tuple[int, int, int, int, int]] = []
         for delta in deltas:
-            if delta.added:
-                number = delta.kept.id
-                owed += [
-                    (number, seq, own(message), grant, message.size) for seq, (message, grant) in delta.added.items()
-                ]
-        bodies = encode_messages(new)
-        _insert(database, "messages", 3, list(zip(range(first_new, first_new + len(new)), owners, bodies, strict=True)))
-        _insert(database, "owed", 5, owed)
-        _insert(database, "grants", 2, self._new_grants)
+            delta.settle()
+            if delta.acked:
+                packs.take(delta.kept.id, delta.acked)
+        packs.owe([(delta.kept.id, delta.added) for delta in deltas if delta.added])
+        packs.finish()
+        insert(database, "grants", 2, self._new_grants)
         for delta in deltas:
             self._write_session(database, delta)
-        self._settle(database, moved, plus)
 
     def _write_session(self, database: sqlite3.Connection, delta: _Delta) -> None:
         number = delta.kept.id
@@ -305,50 +278,26 @@ class Unwritten:
             rows = [(number, packet_id) for packet_id in delta.received]
             database.executemany("INSERT OR REPLACE INTO incoming VALUES (?, ?)", rows)
 
-    def _bury(self, database: sqlite3.Connection, number: int, moved: dict[int, int]) -> None:
-        for message, count in database.execute(
-            "SELECT message, count(*) FROM owed WHERE session = ? GROUP BY message", (number,)
-        ):
-            self._move(moved, message, -count)
-        for table in ("owed", "released", "incoming", "subscriptions"):
-            database.execute(f"DELETE FROM {table} WHERE session = ?", (number,))
-        database.execute("DELETE FROM sessions WHERE id = ?", (number,))
-
-    def _settle(self, database: sqlite3.Connection, moved: dict[int, int], plus: dict[int, Message]) -> None:
-        """Bring the number of owners of messages up to date, and delete those that have none."""
-        once = sorted(stored for stored, by in moved.items() if by == -1)
-        for low, high in _ranges(once):
-            deleted = database.execute("DELETE FROM messages WHERE id BETWEEN ? AND ? AND owners = 1", (low, high))
-            if deleted.rowcount <= high - low:
-                database.execute("UPDATE messages SET owners = owners - 1 WHERE id BETWEEN ? AND ?", (low, high))
-        for stored, by in moved.items():
-            if by == -1:
-                continue
-            changed = database.execute("UPDATE messages SET owners = owners + ? WHERE id = ?", (by, stored))
-            if by < 0:
-                database.execute("DELETE FROM messages WHERE id = ? AND owners <= 0", (stored,))
-            elif not changed.rowcount:
-                body = encode_messages([plus[stored]])[0]
-                database.execute("INSERT INTO messages VALUES (?, ?, ?)", (stored, by, body))
-
     def written(self) -> None:
         """The transaction is committed."""
         for delta in self._deltas.values():
             if delta.record is not None:
                 delta.kept.in_database = True
                 delta.kept.subscriptions = delta.record.subscriptions
+        if self._packs is not None:
+            self._next_pack = self._packs.row
+        self._packs = None
         self._deltas = {}
         self._dead = []
         self._retained = {}
-        self._moved = {}
-        self._assigned = []
         self._new_grants = []
 
     def failed(self) -> None:
         """The transaction was rolled back: what it would have written is as unwritten as before."""
-        for message in self._assigned:
-            message.stored = 0
-        self._assigned = []
+        if self._packs is not None:
+            for message in self._packs.packed:
+                message.stored = 0
+        self._packs = None
 
 
 def _grant_key(grant: Grant) -> tuple[object, ...]:
@@ -356,27 +305,3 @@ def _grant_key(grant: Grant) -> tuple[object, ...]:
     shared = (share.name, share.filter) if share is not None else None
     own = _grant_key(grant.own) if grant.own is not None else None
     return (grant.qos, grant.no_local, grant.retain_as_published, grant.identifiers, shared, grant.policy, own)
-
-
-def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive numbers, as (first, last)."""
-    if not numbers:
-        return
-    low = high = numbers[0]
-    for number in numbers[1:]:
-        if number != high + 1:
-            yield low, high
-            low = number
-        high = number
-    yield low, high
-
-
-def _insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:
-    row = f"({', '.join('?' * columns)})"
-    whole = len(rows) - len(rows) % _ROWS
-    if whole:
-        statement = f"INSERT INTO {table} VALUES {', '.join([row] * _ROWS)}"
-        for at in range(0, whole, _ROWS):
-            database.execute(statement, list(chain.from_iterable(rows[at : at + _ROWS])))
-    if whole < len(rows):
-        database.executemany(f"INSERT INTO {table} VALUES {row}", rows[whole:])

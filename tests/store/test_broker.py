@@ -28,7 +28,7 @@ from tidings.broker.codec import (
 )
 from tidings.broker.core.topics import Grant
 from tidings.broker.store.rows import encode_grant, encode_messages
-from tidings.broker.store.schema import connect
+from tidings.broker.store.schema import PACK_BITS, connect
 from tidings.broker.store.sqlite import SqliteStore
 from tidings.devices.load_plan import memory_kb
 
@@ -231,7 +231,10 @@ def test_a_damaged_database_is_reported_in_one_line_at_the_start(tmp_path: Path,
 
 
 def fill(directory: Path, sessions: int, messages_each: int) -> None:
-    """A database as a broker leaves it, whose sessions ``c1``, ``c2``, … are each owed messages of 100 bytes."""
+    """A database as a broker leaves it, whose sessions ``c1``, ``c2``, … are each owed messages of 100 bytes.
+
+    Each message came alone, so that every one has a row: the largest database that they can make.
+    """
     SqliteStore(directory, Config()).close()
     database = connect(directory / "tidings.db")
     database.execute("PRAGMA synchronous = OFF")
@@ -247,11 +250,11 @@ def fill(directory: Path, sessions: int, messages_each: int) -> None:
     for seq in range(1, messages_each + 1):
         one = [Message(f"t/{number}/x", b"%d" % seq + bytes(96), 1, sender="p") for number in range(1, sessions + 1)]
         first = (seq - 1) * sessions + 1
-        rows = zip(range(first, first + sessions), encode_messages(one), strict=True)
-        database.executemany("INSERT INTO messages VALUES (?, 1, ?)", rows)
+        rows = ((first + index, encode_messages([message])) for index, message in enumerate(one))
+        database.executemany("INSERT INTO messages VALUES (?, 1, 1, ?)", rows)
         database.executemany(
-            "INSERT INTO owed VALUES (?, ?, ?, 1, ?)",
-            ((number, seq, first + number - 1, one[0].size) for number in range(1, sessions + 1)),
+            "INSERT INTO owed VALUES (?, ?, 1, ?, 1, ?)",
+            ((number, seq, (first + number - 1) << PACK_BITS, one[0].size) for number in range(1, sessions + 1)),
         )
     database.execute("COMMIT")
     database.close()

@@ -14,6 +14,7 @@ from tidings.broker.core.topics import Grant
 from tidings.broker.store import sqlite as module
 from tidings.broker.store.elapsed import resume
 from tidings.broker.store.inspect import StoreReader
+from tidings.broker.store.rows import encode_grant, encode_messages
 from tidings.broker.store.schema import APPLICATION_ID, MIGRATIONS
 from tidings.broker.store.sqlite import SqliteStore
 
@@ -41,10 +42,18 @@ def run(directory: Path, work: Work, config: Config | None = None) -> SqliteStor
 
 
 def count(directory: Path, table: str) -> int:
+    reader = StoreReader(directory)
+    assert reader.check() == []
+    number = reader.stats()[table]
+    reader.close()
+    return number
+
+
+def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
     with sqlite3.connect(directory / "tidings.db") as database:
-        number = database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        found = database.execute(query).fetchall()
     database.close()
-    return int(number)
+    return found
 
 
 def message(payload: bytes = b"x", topic: str = "t") -> Message:
@@ -105,8 +114,36 @@ def test_an_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert database.execute("PRAGMA user_version").fetchone()[0] == len(later)
         assert database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
         assert database.execute("SELECT count(note), count(*) FROM grants").fetchone() == (0, 1)
-        assert database.execute("SELECT count(*) FROM owed").fetchone()[0] == 3
+        assert database.execute("SELECT sum(count) FROM owed").fetchone()[0] == 3
     database.close()
+
+
+def test_a_store_of_the_first_version_is_read_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidings.broker.store.schema.MIGRATIONS", MIGRATIONS[:1])
+    SqliteStore(tmp_path, Config()).close()
+    monkeypatch.undo()
+    sent = [message(str(number).encode()) for number in range(4)]
+    with sqlite3.connect(tmp_path / "tidings.db") as database:
+        database.executemany(
+            "INSERT INTO messages VALUES (?, ?, ?)",
+            [(number, 1 + (number == 3), encode_messages([one])) for number, one in enumerate(sent, 1)],
+        )
+        database.execute("INSERT INTO grants VALUES (1, ?)", (encode_grant(Grant(1)),))
+        database.execute("INSERT INTO sessions VALUES (1, 'c', 60, NULL, 0, NULL, NULL, 0, 3)")
+        database.executemany("INSERT INTO owed VALUES (1, ?, ?, 1, ?)", [(n, n, sent[n - 1].size) for n in (1, 2, 3)])
+        database.executemany("INSERT INTO retained VALUES (?, ?)", [("t", 3), ("u", 4)])
+    database.close()
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        entries = store._read(question("c"))
+        assert [(m.payload, seq) for m, _, seq in entries] == [(b"0", 1), (b"1", 2), (b"2", 3)]
+        assert [m.payload for m in store.load_retained()] == [b"2", b"3"]
+        store.write(1, [Acked("c", 2, entries[1][0]), Queued("c", 4, [message(b"new")], Grant(1))])
+        await events.until_durable(1)
+        assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"0", 1), (b"2", 3), (b"new", 4)]
+
+    run(tmp_path, work)
+    assert (count(tmp_path, "messages"), count(tmp_path, "owed")) == (4, 3)
 
 
 def test_a_damaged_page_is_reported_when_it_is_met(tmp_path: Path) -> None:
@@ -154,6 +191,53 @@ def test_a_payload_goes_with_the_last_who_was_owed_it(tmp_path: Path) -> None:
         assert left == [1, 1, 0]
 
     run(tmp_path, work)
+
+
+def test_what_is_written_together_for_the_same_sessions_shares_rows(tmp_path: Path) -> None:
+    for_both = [message() for _ in range(300)]
+    for_one = [message() for _ in range(300)]
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        changes: list[Change] = [SessionSaved(record("a")), SessionSaved(record("b"))]
+        for number in range(300):  # one at a time, and the two kinds in turns
+            changes.append(Queued("a", 2 * number + 1, [for_both[number]], Grant(1)))
+            changes.append(Queued("b", number + 1, [for_both[number]], Grant(1)))
+            changes.append(Queued("a", 2 * number + 2, [for_one[number]], Grant(1)))
+        store.write(1, changes)
+        await events.until_durable(1)
+        assert len(rows(tmp_path, "SELECT id FROM messages")) == 2 * 2  # 300 are more than one row takes
+        assert len(rows(tmp_path, "SELECT seq FROM owed WHERE session = 2")) == 2
+        # Nothing keeps what both are owed but both of them.
+        store.write(2, [Acked("a", 2 * number + 2, one) for number, one in enumerate(for_one)])
+        await events.until_durable(2)
+
+    run(tmp_path, work)
+    assert (count(tmp_path, "messages"), count(tmp_path, "owed")) == (300, 600)
+
+
+def test_a_range_shrinks_and_splits_as_its_messages_are_acknowledged(tmp_path: Path) -> None:
+    sent = [message(b"x" * number) for number in range(1, 11)]
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        store.write(1, [SessionSaved(record()), Queued("c", 1, sent, Grant(1))])
+        await events.until_durable(1)
+        steps: list[tuple[list[int], list[int]]] = [
+            ([1, 2], [3, 4, 5, 6, 7, 8, 9, 10]),
+            ([5, 8, 9], [3, 4, 6, 7, 10]),
+            ([10, 3], [4, 6, 7]),
+            ([6], [4, 7]),
+            ([4, 7], []),
+        ]
+        for batch, (acked, left) in enumerate(steps, 2):
+            store.write(batch, [Acked("c", seq, sent[seq - 1]) for seq in acked])
+            await events.until_durable(batch)
+            assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"x" * seq, seq) for seq in left]
+            sizes = rows(tmp_path, "SELECT coalesce(sum(count), 0), coalesce(sum(size), 0) FROM owed")
+            assert sizes == [(len(left), sum(sent[seq - 1].size for seq in left))]
+            assert count(tmp_path, "owed") == len(left)
+
+    run(tmp_path, work)
+    assert count(tmp_path, "messages") == 0
 
 
 def test_what_was_settled_before_it_was_written_is_never_written(tmp_path: Path) -> None:
@@ -310,7 +394,8 @@ def test_a_stop_while_the_disk_is_full_says_that_not_everything_was_written(tmp_
 def test_a_message_that_the_disk_got_wrong_is_not_delivered(tmp_path: Path) -> None:
     run(tmp_path, owing(3))
     with sqlite3.connect(tmp_path / "tidings.db") as database:
-        database.execute("UPDATE messages SET body = CAST(body || x'00' AS BLOB) WHERE id = 2")
+        body = database.execute("SELECT body FROM messages").fetchone()[0]
+        database.execute("UPDATE messages SET body = ?", (body[:-1] + b"y",))
     database.close()
 
     async def work(store: SqliteStore, events: Events) -> None:
@@ -319,7 +404,7 @@ def test_a_message_that_the_disk_got_wrong_is_not_delivered(tmp_path: Path) -> N
         await asyncio.sleep(0.01)
         assert events.refills == []
 
-    with pytest.raises(StoreError, match="message 2 is damaged"):
+    with pytest.raises(StoreError, match=r"message 1\.2 is damaged"):
         run(tmp_path, work)
 
 

@@ -1,0 +1,266 @@
+"""Messages and who is owed them, as one transaction changes them: packs and ranges (see ``schema``).
+
+1. ``owners`` of a pack is the number of rows that refer to it. ``moved`` has what this transaction adds and takes away,
+   and ``finish`` settles it, so that a pack that one session leaves and another takes over stays.
+2. A message that has a number is where that says, or gone: then it gets a new one.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Final
+
+from ..core.message import Message
+from ..errors import StoreError
+from .rows import decode_messages, encode_messages, named
+from .schema import PACK_BITS, PACK_BYTES, PACK_MESSAGES
+
+Run = tuple[int, Sequence[Message], int]
+"""Messages owed under a sequence number and those after it, and the id of their grant."""
+
+# Rows that one INSERT carries. sqlite3 lets go of the GIL around each statement, not each row, so that a busy event
+# loop and the writer meet once per so many rows.
+_ROWS: Final = 50
+_INDEX: Final = (1 << PACK_BITS) - 1
+_HASH: Final = (1 << 61) - 1
+_FIND: Final = (  # ranges up to a number, from the last that begins at or before another on
+    "SELECT seq, count, message, options, size FROM owed WHERE session = ? AND seq <= ? "
+    "AND seq >= coalesce((SELECT max(seq) FROM owed WHERE session = ? AND seq <= ?), 0) ORDER BY seq"
+)
+
+
+class _Pack:
+    __slots__ = ("first", "messages", "row", "size_bytes")
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.first = row << PACK_BITS  # number of its first message
+        self.messages: list[Message] = []
+        self.size_bytes = 0
+
+
+class Packs:
+    """What the transaction that is open in ``database`` does to ``messages``, ``owed`` and ``retained``.
+
+    ``row`` is the first free id of a pack, in the end the next one.
+    """
+
+    def __init__(self, database: sqlite3.Connection, row: int) -> None:
+        self.row = row
+        self.packed: list[Message] = []  # what got a number; it is void if the transaction fails
+        self._database = database
+        self._first_row = row
+        self._packs: list[_Pack] = []
+        self._open: dict[int, _Pack] = {}
+        self._moved: dict[int, int] = {}
+        self._owed: list[tuple[int, int, int, int, int, int]] = []
+        self._found: dict[int, bool] = {}
+
+    # giving
+
+    def retain(self, message: Message) -> None:
+        """The retained message of its topic; an empty payload removes the one before."""
+        database = self._database
+        row = database.execute("SELECT message FROM retained WHERE topic = ?", (message.topic,)).fetchone()
+        if row is not None:
+            self._move(row[0] >> PACK_BITS, -1)
+        if message.payload:
+            if not self._is_kept(message):
+                pack = self._begin()  # alone: it stays when its neighbours have gone
+                pack.messages.append(message)
+                self.packed.append(message)
+                message.stored = pack.first
+            self._move(message.stored >> PACK_BITS, 1)
+            database.execute("INSERT OR REPLACE INTO retained VALUES (?, ?)", (message.topic, message.stored))
+        elif row is not None:
+            database.execute("DELETE FROM retained WHERE topic = ?", (message.topic,))
+
+    def owe(self, sessions: Sequence[tuple[int, list[Run]]]) -> None:
+        """By id of the session, what it is owed from now on."""
+        holders = _holders(sessions) if len(sessions) > 1 else {}
+        packed, is_kept, pack_of = self.packed, self._is_kept, self._open.get
+        for session, runs in sessions:
+            first = options = stored = count = size_bytes = 0
+            for seq, messages, grant in runs:
+                for message in messages:
+                    number, size = message.stored, message.size
+                    if not number or not is_kept(message):
+                        kind = holders.get(id(message), 0) if holders else 0
+                        pack = pack_of(kind)
+                        if pack is None or len(pack.messages) == PACK_MESSAGES or pack.size_bytes + size > PACK_BYTES:
+                            pack = self._open[kind] = self._begin()
+                        number = message.stored = pack.first + len(pack.messages)
+                        pack.messages.append(message)
+                        pack.size_bytes += size
+                        packed.append(message)
+                    if number == stored + count and seq == first + count and grant == options and count:
+                        count += 1
+                        size_bytes += size
+                    else:
+                        if count:
+                            self._range(session, first, count, stored, options, size_bytes)
+                        first, options, stored, count, size_bytes = seq, grant, number, 1, size
+                    seq += 1
+            if count:
+                self._range(session, first, count, stored, options, size_bytes)
+
+    def _range(self, session: int, seq: int, count: int, stored: int, options: int, size_bytes: int) -> None:
+        self._owed.append((session, seq, count, stored, options, size_bytes))
+        self._move(stored >> PACK_BITS, 1)
+
+    def _begin(self) -> _Pack:
+        pack = _Pack(self.row)
+        self.row += 1
+        self._packs.append(pack)
+        return pack
+
+    def _is_kept(self, message: Message) -> bool:
+        row = message.stored >> PACK_BITS
+        if row <= 0:
+            return False
+        if row >= self._first_row:
+            return True
+        found = self._found.get(row)
+        if found is None:
+            sought = self._database.execute("SELECT 1 FROM messages WHERE id = ?", (row,)).fetchone()
+            found = self._found[row] = sought is not None
+        return found
+
+    def _move(self, row: int, by: int) -> None:
+        self._moved[row] = self._moved.get(row, 0) + by
+
+    # taking away
+
+    def take(self, session: int, gone: dict[int, Message]) -> None:
+        """The session is not owed ``gone`` (sequence number → message) any more."""
+        database = self._database
+        cut: dict[int, tuple[tuple[int, int, int, int, int], list[tuple[int, int]]]] = {}
+        whole: list[tuple[int, int]] = []
+        for low, high in _runs(sorted(gone)):
+            for row in database.execute(_FIND, (session, high, session, low)):
+                seq, count, stored = row[:3]
+                last = seq + count - 1
+                if low <= seq and last <= high:
+                    self._move(stored >> PACK_BITS, -1)
+                    if whole and whole[-1][1] == seq - 1:
+                        whole[-1] = whole[-1][0], last
+                    else:
+                        whole.append((seq, last))
+                elif last >= low:
+                    cut.setdefault(seq, (row, []))[1].append((max(low, seq), min(high, last)))
+        whole += [(seq, seq) for seq in cut]
+        database.executemany(
+            "DELETE FROM owed WHERE session = ? AND seq BETWEEN ? AND ?", [(session, low, high) for low, high in whole]
+        )
+        for row, holes in cut.values():
+            self._cut(session, row, holes, gone)
+
+    def _cut(
+        self, session: int, row: tuple[int, int, int, int, int], holes: list[tuple[int, int]], gone: dict[int, Message]
+    ) -> None:
+        """Put back what is left of a range."""
+        first, count, stored, options, size_bytes = row
+        left: list[tuple[int, int]] = []
+        at = first
+        for low, high in holes:
+            size_bytes -= sum(gone[seq].size for seq in range(low, high + 1))
+            if low > at:
+                left.append((at, low - at))
+            at = high + 1
+        if at < first + count:
+            left.append((at, first + count - at))
+        self._move(stored >> PACK_BITS, -1)
+        for seq, count in left[:-1]:
+            part_bytes = self._size(stored + seq - first, count)
+            size_bytes -= part_bytes
+            self._range(session, seq, count, stored + seq - first, options, part_bytes)
+        if left:
+            seq, count = left[-1]
+            self._range(session, seq, count, stored + seq - first, options, size_bytes)
+
+    def _size(self, stored: int, count: int) -> int:
+        """Bytes of ``count`` messages; 0 if they cannot be read, which is reported when they are wanted."""
+        try:
+            return sum(message.size for message in read_messages(self._database, stored, count))
+        except StoreError:
+            return 0
+
+    def bury(self, session: int) -> None:
+        """The session has ended."""
+        database = self._database
+        counted = f"SELECT message >> {PACK_BITS}, count(*) FROM owed WHERE session = ? GROUP BY 1"
+        for row, count in database.execute(counted, (session,)):
+            self._move(row, -count)
+        for table in ("owed", "released", "incoming", "subscriptions"):
+            database.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
+        database.execute("DELETE FROM sessions WHERE id = ?", (session,))
+
+    # all of it
+
+    def finish(self) -> None:
+        """Write the new packs and ranges, and delete the packs that nothing refers to any more."""
+        database = self._database
+        moved = self._moved
+        insert(
+            database,
+            "messages",
+            4,
+            [
+                (pack.row, moved.pop(pack.row, 0), len(pack.messages), encode_messages(pack.messages))
+                for pack in self._packs
+            ],
+        )
+        insert(database, "owed", 6, self._owed)
+        for low, high in _runs(sorted(row for row, by in moved.items() if by == -1)):
+            deleted = database.execute("DELETE FROM messages WHERE id BETWEEN ? AND ? AND owners = 1", (low, high))
+            if deleted.rowcount <= high - low:
+                database.execute("UPDATE messages SET owners = owners - 1 WHERE id BETWEEN ? AND ?", (low, high))
+        others = [(by, row) for row, by in moved.items() if by and by != -1]
+        database.executemany("UPDATE messages SET owners = owners + ? WHERE id = ?", others)
+        fewer = [(row,) for by, row in others if by < 0]
+        database.executemany("DELETE FROM messages WHERE id = ? AND owners <= 0", fewer)
+
+
+def read_messages(database: sqlite3.Connection, stored: int, count: int) -> list[Message]:
+    """``count`` messages of one pack, with the numbers from ``stored`` on. Raises StoreError if they are not there."""
+    row, index = stored >> PACK_BITS, stored & _INDEX
+    found = database.execute("SELECT count, body FROM messages WHERE id = ?", (row,)).fetchone()
+    if found is None or index + count > found[0]:
+        raise StoreError(f"{named(stored)} is missing; the database is damaged")
+    return decode_messages(found[1], found[0], row, range(index, index + count))
+
+
+def _holders(sessions: Iterable[tuple[int, list[Run]]]) -> dict[int, int]:
+    """By ``id`` of a message, a number that stands for all those who are owed it."""
+    holders: dict[int, int] = {}
+    for session, runs in sessions:
+        for _, messages, _ in runs:
+            for message in messages:
+                key = id(message)
+                holders[key] = (holders.get(key, 0) * 1_000_003 + session) & _HASH
+    return holders
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive numbers, as (first, last)."""
+    if not numbers:
+        return
+    low = high = numbers[0]
+    for number in numbers[1:]:
+        if number != high + 1:
+            yield low, high
+            low = number
+        high = number
+    yield low, high
+
+
+def insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:
+    """New rows of a table."""
+    row = f"({', '.join('?' * columns)})"
+    whole = len(rows) - len(rows) % _ROWS
+    if whole:
+        statement = f"INSERT INTO {table} VALUES {', '.join([row] * _ROWS)}"
+        for at in range(0, whole, _ROWS):
+            database.execute(statement, list(chain.from_iterable(rows[at : at + _ROWS])))
+    if whole < len(rows):
+        database.executemany(f"INSERT INTO {table} VALUES {row}", rows[whole:])
