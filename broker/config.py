@@ -125,6 +125,11 @@ class Config(BaseModel):
         le=65_535,
         description="QoS 1 and 2 messages in flight to one client, unless its Receive Maximum is lower.",
     )
+    max_inflight_bytes: Count = Field(
+        default=16_777_216,
+        description="Bytes of messages of QoS 1 and 2 in flight to one client (16 MiB). A message larger than that is "
+        "in flight alone.",
+    )
     topic_alias_maximum: int = Field(
         default=64, ge=0, le=65_535, description="Topic aliases per connection, each way. 0 = none."
     )

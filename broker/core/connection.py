@@ -37,8 +37,9 @@ from ..codec.properties import Properties
 from ..codec.reasons import CONNACK_RETURN_CODE, LEGAL, ReasonCode
 from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
+from .budget import SLACK_BYTES
 from .connecting import on_auth, on_connect
-from .message import Message, WireRun
+from .message import OVERHEAD_BYTES, Message, WireRun
 from .ports import Action, Completed, Identity, Outbox, PauseReason, Received
 from .rights import Rights, Undecided
 from .session import Session
@@ -168,6 +169,8 @@ class Connection:
             window = session.window
             if window.queue or window.resend or window.latest is not None:
                 window.pump(now)  # acknowledgements may have made room
+            elif window.charged and (not window.inflight or window.inflight_bytes < window.charged - SLACK_BYTES):
+                window.settle()
 
     def go_on(self, now: float) -> None:
         """The gate has decided something: handle what waited for it. Raises ProtocolError."""
@@ -199,6 +202,13 @@ class Connection:
             if session.paused is None:
                 session.paused = {}
             yield session.paused
+
+    def weigh(self, size_bytes: int) -> None:
+        """``size_bytes`` wait in the connection, in either direction."""
+        session = self.session
+        if session is not None and session.connection is self:
+            session.window.link_bytes = size_bytes
+            session.window.settle()
 
     # sending
 
@@ -267,10 +277,12 @@ class Connection:
         if session is None or self.state is not State.CONNECTED:
             raise ProtocolError(f"PUBLISH while {self.state.value}")
         client_id = session.client_id
+        overhead_bytes = len(messages[0].topic) + OVERHEAD_BYTES
         for message in messages:
             message.sender = client_id
             message.expires_at = None
             message.batch = message.stored = 0
+            message.size = len(message.payload) + overhead_bytes
         self._take(messages, now)
 
     def _on_publish_run(self, packets: PublishRun, now: float) -> None:

@@ -154,14 +154,17 @@ class Engine:
                 connection.rights.forget()
 
     def relieve(self, now: float) -> None:
-        """Keep to the memory budget, and cut off the clients whose policy asks for that."""
-        cut_off = self.budget.cut_off
-        while cut_off:
-            window, why = cut_off.popitem()
-            session = self.sessions.get(window.client_id)
-            if session is not None and session.window is window and session.connection is not None:
-                self.fail(session.connection, ProtocolError(why, ReasonCode.QUOTA_EXCEEDED), now)
-        self.budget.relieve(now)
+        """Keep to the memory budget, and cut off the clients whose policy, or that, asks for it."""
+        budget = self.budget
+        while True:
+            while budget.cut_off:
+                window, why = budget.cut_off.popitem()
+                session = self.sessions.get(window.client_id)
+                if session is not None and session.window is window and session.connection is not None:
+                    self.fail(session.connection, ProtocolError(why, ReasonCode.QUOTA_EXCEEDED), now)
+            budget.relieve(now)
+            if not budget.cut_off:
+                return
 
     def fail(self, connection: Connection, error: ProtocolError, now: float) -> None:
         """The one place where an error of the peer becomes an answer, a line in the log, and the end."""

@@ -24,26 +24,21 @@ class Message(Publish):
     never) stands for Message Expiry Interval. ``sender`` is the publisher's client id, "" for the broker itself.
     ``batch`` is the batch of changes that must be durable before the message may go onward, 0 = none. ``dup`` and
     ``packet_id`` belong to the publisher's connection and mean nothing to receivers. ``stored`` belongs to the store:
-    the number under which it keeps the message, 0 = none yet, -1 = it is not to be stored.
+    the number under which it keeps the message, 0 = none yet, -1 = it is not to be stored. ``size``: bytes that it
+    counts against the bounds of queues and of memory: payload, topic, properties, and a flat charge. Who makes one
+    without calling the class has to set it.
     """
 
     sender: str = ""
     expires_at: float | None = None
     batch: int = 0
     stored: int = 0
-    _properties_bytes: int = field(default=0, init=False, repr=False)
+    size: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.size = len(self.payload) + len(self.topic) + OVERHEAD_BYTES
         if self.properties:
-            self._properties_bytes = sum(map(_weigh, self.properties.values()))
-
-    @property
-    def size(self) -> int:
-        """Bytes that the message counts against queue bounds: payload, topic, properties, and a flat charge."""
-        size_bytes = len(self.payload) + len(self.topic) + OVERHEAD_BYTES
-        if self.properties:  # a decoder that fills the slots itself makes messages without properties only
-            size_bytes += self._properties_bytes
-        return size_bytes
+            self.size += sum(map(_weigh, self.properties.values()))
 
     def parts(self, version: int, qos: int, retain: bool, identifiers: tuple[int, ...], now: float) -> Parts:
         """Head and tail of the PUBLISH frame; at QoS 1 and 2 the packet id goes between them."""
@@ -86,7 +81,19 @@ class Run:
     ``heads``: what the route of the topic remembers for ``publish_run``.
     """
 
-    __slots__ = ("_forms", "_payload_bytes", "batch", "count", "heads", "messages", "now", "qos", "sender", "topic")
+    __slots__ = (
+        "_forms",
+        "_payload_bytes",
+        "_size_bytes",
+        "batch",
+        "count",
+        "heads",
+        "messages",
+        "now",
+        "qos",
+        "sender",
+        "topic",
+    )
 
     def __init__(self, messages: list[Message], now: float) -> None:
         first = messages[0]
@@ -98,8 +105,16 @@ class Run:
         self.count = len(messages)
         self.now = now
         self.heads: dict[int, bytes] | None = None
-        self._payload_bytes = -1
+        self._payload_bytes = self._size_bytes = -1
         self._forms: dict[Any, Any] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """What all messages together count against the bounds of memory."""
+        size_bytes = self._size_bytes
+        if size_bytes < 0:
+            size_bytes = self._size_bytes = sum([message.size for message in self.messages])
+        return size_bytes
 
     @property
     def payload_bytes(self) -> int:
@@ -156,6 +171,7 @@ class WireRun(Run):
         self.now = now
         self.heads = None
         self._payload_bytes = wire.count * (wire.stride - wire.head)
+        self._size_bytes = -1
         self._forms = {}
 
     @property

@@ -3,7 +3,8 @@
     append ──▶ queue ──at the bound of memory──▶ spill (in the store only)
        └─────▶ latest: what newer messages replace
 
-1. The sum is bounded in messages and in bytes; every byte in memory is charged to the broker's budget.
+1. The sum is bounded in messages and in bytes; every byte in memory is charged to the broker's budget, together with
+   what was sent and is not acknowledged, and what waits in the connection.
 2. What does not fit is dropped by the policy of its subscription, counted with its reason, and, where a store keeps it,
    noted as not owed any more.
 3. Nothing overtakes the queue.
@@ -59,7 +60,9 @@ class Queue:
         "charged",
         "client_id",
         "dropped",
+        "inflight_bytes",
         "latest",
+        "link_bytes",
         "missed",
         "mixed",
         "outbox",
@@ -75,7 +78,7 @@ class Queue:
         self._config = config
         self._stats = stats
         self.budget = budget if budget is not None else Budget(config)
-        self.charged = 0  # what the budget knows of queued_bytes
+        self.charged = 0  # what the budget knows of the three
         self.changes: Batch | None = None  # where promises of a durable session are noted
         self.outbox: Outbox | None = None
         self.resend: deque[Entry] | None = None
@@ -83,6 +86,8 @@ class Queue:
         self.latest: Latest | None = None
         self.mixed = False  # sequence numbers may not be in the order of the queue, for the sake of ``latest``
         self.queued_bytes = 0  # in queue and latest
+        self.inflight_bytes = 0  # sent and not acknowledged, and in resend
+        self.link_bytes = 0  # in the connection: bytes for the socket, answers held back, a packet that is half read
         self.spill: Spill | None = None  # what follows the queue and is only in the store
         self.seq = 0
         self.missed = 0  # messages that were dropped since one was sent that told so
@@ -230,6 +235,7 @@ class Queue:
             spill.take(seq, size_bytes)
             if seq <= spill.maybe_sent_seq:
                 resend.append(entry)
+                self.inflight_bytes += size_bytes
             elif grant.policy is not None and grant.policy.period_s is not None:
                 if self._newest_only().add_restored(entry):
                     self.drop(DropReason.SAMPLED if grant.policy.period_s else DropReason.CONFLATED, 1)
@@ -243,7 +249,7 @@ class Queue:
         if self.latest is not None:
             self.latest.apart = {seq for seq in self.latest.apart if self.spill is not None and seq > spill.after_seq}
         self._trim()
-        self._settle()
+        self.settle()
 
     # going elsewhere
 
@@ -257,13 +263,15 @@ class Queue:
             if taken:
                 gone = {id(entry) for entry in taken}
                 self.resend = deque(entry for entry in self.resend if id(entry) not in gone) or None
+                self.inflight_bytes -= sum(entry[0].size for entry in taken)
+                self.settle()
                 yield from self._taken(taken, now)
         if self.queue:
             taken = [entry for entry in self.queue if entry[1].share is share]
             if taken:
                 self.queue = deque(entry for entry in self.queue if entry[1].share is not share) or None
                 self.queued_bytes -= sum(entry[0].size for entry in taken)
-                self._settle()
+                self.settle()
                 yield from self._taken(taken, now)
 
     def _taken(self, entries: list[Entry], now: float) -> Iterator[Message]:
@@ -293,12 +301,12 @@ class Queue:
                 self.queued_bytes += message.size
         self.queue = queue or None
         latest.behind = self.queued
-        self._settle()
+        self.settle()
 
     # dropping
 
     def shed(self, level_bytes: int) -> None:
-        """Give back memory until at most ``level_bytes`` wait in it: to the store what it has, the rest is dropped."""
+        """Let at most ``level_bytes`` wait to be sent: to the store what it has, the rest is dropped."""
         queue = self.queue
         spillable = self.changes is not None and not self.mixed and (self.spill is None or not self.spill.asked)
         while self.queued_bytes > level_bytes and (queue or self.latest):
@@ -317,13 +325,14 @@ class Queue:
             else:
                 self.forget(seq, message, DropReason.MEMORY)
         self.queue = queue or None
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Tell the budget how much waits."""
-        if self.queued_bytes != self.charged:
-            self.charged = self.queued_bytes
-            self.budget.charge(self, self.charged)
+        waiting_bytes = self.queued_bytes + self.inflight_bytes + self.link_bytes
+        if waiting_bytes != self.charged:
+            self.charged = waiting_bytes
+            self.budget.charge(self, waiting_bytes)
 
     def forget(self, seq: int, message: Message, reason: DropReason) -> None:
         """``message`` is not owed any more."""

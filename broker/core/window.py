@@ -3,11 +3,13 @@
     deliver ──▶ queue, or latest ──▶ in flight ──PUBACK / PUBCOMP──▶ done
         └────────────────────────────────▲   └──PUBREC──▶ released ──┘
 
-1. At most ``limit`` packets of QoS 1 and 2 are in flight (Receive Maximum); the rest waits in ``queue``.
+1. At most ``limit`` packets of QoS 1 and 2 are in flight (Receive Maximum), and no more bytes of messages than
+   ``max_inflight_bytes``, or one message alone; the rest waits in ``queue``.
 2. Queue and ``latest`` together are bounded in messages and in bytes. What does not fit is dropped by the policy of its
    subscription and counted with its reason.
 3. Order is kept: nothing overtakes the queue, and after a reconnection what was in flight goes first, with DUP.
-4. What was sent once is never dropped, because the receiver may hold state for its packet id.
+4. What was sent once is not dropped, because the receiver may hold state for its packet id; but for the memory budget,
+   while its client is away and no store has it.
 5. A delivery at QoS 1 or 2 has a sequence number from the moment it is owed; its packet id follows from it
    (``seq % 65535 + 1``), so that a restored session repeats a message under the id that it had.
 
@@ -24,7 +26,7 @@ from ..codec.packets import MQTT_5_0
 from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
 from ..policy import MISSED_PROPERTY
-from .budget import Budget
+from .budget import SLACK_BYTES, Budget
 from .message import Message, Run
 from .ports import Acked, Outbox, Queued, Released, Restored, Wanted
 from .queue import DropReason as DropReason
@@ -94,6 +96,8 @@ class Window(Queue):
             return self.wake is not None and not self.queue
         if self.queue or self.resend or self.spill is not None or outbox.full:
             return False
+        if self.inflight_bytes >= self._config.max_inflight_bytes:
+            return False
         return len(self.inflight) + len(self.released) < self.limit
 
     @property
@@ -122,6 +126,7 @@ class Window(Queue):
         """The connection is gone. What was in flight will be sent again, in its order, before anything else."""
         self.outbox = None
         self.rights = None
+        self.link_bytes = 0
         self._aliases = None
         if self.inflight:
             again = deque(self.inflight.values())
@@ -139,7 +144,7 @@ class Window(Queue):
             unkept = self.latest.drop_qos0()
             if unkept:
                 self.drop(DropReason.OFFLINE, unkept)
-        self._settle()
+        self.settle()
 
     def restore(self, kept: Restored) -> None:
         """Take over what a store kept. The messages themselves are read when they are needed."""
@@ -157,7 +162,7 @@ class Window(Queue):
         if outbox is None:
             if self.wake is not None or (self.keeps and (qos or self._config.queue_qos0_offline)):
                 self._enqueue(run.messages, grant, qos)
-                self._settle()
+                self.settle()
                 if self.wake is not None:
                     self.wake()
             else:
@@ -168,7 +173,7 @@ class Window(Queue):
             if not may:
                 if may is None:
                     self._enqueue(run.messages, grant, qos)
-                    self._settle()
+                    self.settle()
                 else:
                     self.drop(DropReason.NOT_AUTHORIZED, run.count)
                 return
@@ -182,7 +187,7 @@ class Window(Queue):
             if not outbox.full:
                 self.pump(run.now)
             else:
-                self._settle()
+                self.settle()
             return
         if qos == 0:
             data = run.frames(self.version, grant.retain_as_published, grant.identifiers)
@@ -191,10 +196,19 @@ class Window(Queue):
             self._stats.messages_sent += run.count
             self._stats.payload_bytes_sent += run.payload_bytes
             return
+        if self.inflight_bytes + run.size_bytes > self._config.max_inflight_bytes:
+            self._enqueue(run.messages, grant, qos)
+            self.pump(run.now)  # as many as may
+            return
         taken = self._send_run(outbox, run, grant, qos)
         if taken < run.count:
+            self.inflight_bytes += sum([message.size for message in run.messages[:taken]])
             self._enqueue(run.messages[taken:], grant, qos)
-            self._settle()
+            self.settle()
+        else:
+            self.inflight_bytes += run.size_bytes
+            if self.inflight_bytes > self.charged + SLACK_BYTES:
+                self.settle()
 
     def _send_run(self, outbox: Outbox, run: Run, grant: Grant, qos: int) -> int:
         """Send as much of ``run`` as the window and the free packet ids allow; how many messages that was."""
@@ -275,6 +289,12 @@ class Window(Queue):
                     break
                 if packet_id in self.inflight or packet_id in self.released:
                     break
+                if (
+                    self.inflight_bytes + message.size > self._config.max_inflight_bytes
+                    and self.inflight
+                    and not self.resend  # whose bytes are counted already
+                ):
+                    break
             may = self.rights is None or self.rights.receive(message.topic, now)
             if may is None:
                 break
@@ -286,7 +306,9 @@ class Window(Queue):
                 assert source
                 source.popleft()
                 again = source is self.resend
-                if not again:
+                if again:
+                    self.inflight_bytes -= message.size
+                else:
                     self.queued_bytes -= message.size
                     if latest is not None:
                         latest.passed()
@@ -304,6 +326,7 @@ class Window(Queue):
                 continue
             if seq:
                 self.inflight[packet_id] = (message, grant, seq)
+                self.inflight_bytes += message.size
             self.sent += 1
             self._stats.messages_sent += 1
             self._stats.payload_bytes_sent += len(message.payload)
@@ -326,7 +349,7 @@ class Window(Queue):
         elif self.latest is not None and self.queue is None and self.latest.idle:
             self.latest = None
             self.mixed = bool(self.inflight)
-        self._settle()
+        self.settle()
 
     def _send(self, outbox: Outbox, data: bytes, waits: bool, batch: int) -> None:
         """Send in order: what was published at QoS 2 waits for its batch, and nothing overtakes it meanwhile."""
@@ -354,7 +377,7 @@ class Window(Queue):
                     latest.passed()
             else:
                 break
-            self._settle()
+            self.settle()
             if message.expires_at is not None and message.expires_at <= now:
                 self.forget(seq, message, DropReason.EXPIRED)
                 continue
@@ -440,6 +463,7 @@ class Window(Queue):
         if entry[0].qos == 2 and entry[1].qos == 2:  # it stays where it is: still owed, and in its order
             raise ProtocolError(f"PUBACK for packet id {packet_id}, which was sent at QoS 2")
         del self.inflight[packet_id]
+        self.inflight_bytes -= entry[0].size
         if self.changes is not None:
             self.changes.append(Acked(self.client_id, entry[2], entry[0]))
         return entry
@@ -448,14 +472,19 @@ class Window(Queue):
         """``on_puback`` for many."""
         inflight = self.inflight
         noted = self.changes is not None
-        for packet_id in packet_ids:
-            entry = inflight.get(packet_id)
-            if entry is None:
-                continue
-            if noted or entry[1].qos == 2:
-                self.on_puback(packet_id)
-            else:
-                del inflight[packet_id]
+        freed_bytes = 0
+        try:
+            for packet_id in packet_ids:
+                entry = inflight.get(packet_id)
+                if entry is None:
+                    continue
+                if noted or entry[1].qos == 2:
+                    self.on_puback(packet_id)
+                else:
+                    del inflight[packet_id]
+                    freed_bytes += entry[0].size
+        finally:
+            self.inflight_bytes -= freed_bytes
 
     def on_pubrec(self, packet_id: int, reason: int = 0) -> bool:
         """QoS 2 received; False if nothing was in flight under this id."""
@@ -466,6 +495,7 @@ class Window(Queue):
         if message.qos < 2 or grant.qos < 2:
             raise ProtocolError(f"PUBREC for packet id {packet_id}, which was sent at QoS 1")
         del self.inflight[packet_id]
+        self.inflight_bytes -= message.size
         if reason >= 0x80:
             self.forget(seq, message, DropReason.REFUSED)
             return True
@@ -484,6 +514,50 @@ class Window(Queue):
         return True
 
     # dropping
+
+    def shed(self, level_bytes: int) -> None:
+        """Give back memory until at most ``level_bytes`` wait in it; a client to whom more is under way is cut off."""
+        under_way_bytes = self.inflight_bytes + self.link_bytes
+        super().shed(max(0, level_bytes - under_way_bytes))
+        if under_way_bytes <= level_bytes:
+            return
+        if self.outbox is not None:
+            self.budget.disconnect(self, "memory is used up, and more than others have is under way to this client")
+        elif self.resend:
+            self._shed_resend(level_bytes)
+
+    def _shed_resend(self, level_bytes: int) -> None:
+        """Of what the client that is away had not acknowledged, leave to the store what it has, the rest is dropped."""
+        resend = self.resend
+        assert resend is not None
+        spill = self.spill
+        spillable = (
+            self.changes is not None
+            and not (self.queue or self.latest or self.mixed)
+            and (spill is None or not spill.asked)
+        )
+        released: list[int] = []
+        while resend and self.inflight_bytes > level_bytes:
+            message, grant, seq = resend.pop()
+            self.inflight_bytes -= message.size
+            if spillable and message.stored >= 0:
+                if spill is None:
+                    spill = self.spill = Spill(seq - 1)
+                spill.maybe_sent_seq = max(spill.maybe_sent_seq, seq)
+                spill.after_seq = seq - 1
+                spill.add(message.size)
+            elif message.qos == 2 and grant.qos == 2:
+                # The client may remember the packet id. PUBREL makes it forget that: 5.0 section 4.3.3.
+                released.append(seq)
+                if self.changes is not None:
+                    self.changes.append(Released(self.client_id, seq, message))
+                self.drop(DropReason.MEMORY, 1)
+            else:
+                self.forget(seq, message, DropReason.MEMORY)
+        for seq in reversed(released):
+            self.released[seq % MAX_PACKET_ID + 1] = seq
+        self.resend = resend or None
+        self.settle()
 
     def _deny(self, message: Message, grant: Grant, seq: int, now: float) -> None:
         """The client may not receive ``message``; if it shares the subscription, another member may."""
@@ -508,5 +582,5 @@ class Window(Queue):
         self.queue = self.resend = self.spill = self.latest = None
         self.inflight = {}
         self.released = {}
-        self.queued_bytes = 0
-        self._settle()
+        self.queued_bytes = self.inflight_bytes = self.link_bytes = 0
+        self.settle()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tidings.broker import Config
 from tidings.broker.core.budget import Budget
 from tidings.broker.core.deadlines import Deadlines
-from tidings.broker.core.message import Message, Run
+from tidings.broker.core.message import OVERHEAD_BYTES, Message, Run
 from tidings.broker.core.rate import Rate
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.topics import Grant
@@ -29,9 +29,7 @@ def window(budget: Budget) -> Window:
 
 def fill(target: Window, count: int) -> None:
     for _ in range(count):
-        message = Message("t", b"", 1)
-        message.payload = b"x" * (EACH - message.size)
-        target.deliver(Run([message], 0.0), Grant(1))
+        target.deliver(Run([Message("t", b"x" * (EACH - OVERHEAD_BYTES - 1), 1)], 0.0), Grant(1))
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8))

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tidings.broker import Config
 from tidings.broker.codec import Decoder
 from tidings.broker.codec.packets import Packet, Publish
-from tidings.broker.core.budget import Budget
+from tidings.broker.core.budget import SLACK_BYTES, Budget
 from tidings.broker.core.deadlines import Deadlines
 from tidings.broker.core.message import Message, Run
 from tidings.broker.core.ports import Acked, Batch, Queued, Released, Wanted
@@ -26,6 +26,7 @@ POLICIES += ["all; overflow=drop-oldest", "all; overflow=disconnect"]
 TOPICS = "abcd"
 MAX_MESSAGES = 9
 MAX_BYTES = 2_500
+MAX_INFLIGHT_BYTES = 900
 
 
 class Notes(ListOutbox):
@@ -53,6 +54,7 @@ class Policies(RuleBasedStateMachine):
             max_queued_bytes=MAX_BYTES,
             max_memory_messages=4,
             max_memory_bytes=1_500,
+            max_inflight_bytes=MAX_INFLIGHT_BYTES,
             queue_qos0_offline=True,
         )
         self.deadlines = Deadlines()
@@ -70,6 +72,7 @@ class Policies(RuleBasedStateMachine):
         self.numbers = 0
         self.delivered = 0
         self.first_sent = 0
+        self.sent_and_dropped = 0
         self.sent: set[int] = set()
         self.newest: dict[str, int] = {}
         self.highest: Counter[tuple[str, int]] = Counter()  # order is promised per topic and QoS
@@ -114,6 +117,8 @@ class Policies(RuleBasedStateMachine):
                 window.on_pubrec(packet_id, 0)
                 self.note()
                 window.on_pubcomp(packet_id)
+        for packet_id in list(window.released):
+            window.on_pubcomp(packet_id)
         window.pump(self.now)
         self.look()
 
@@ -162,9 +167,26 @@ class Policies(RuleBasedStateMachine):
 
     @rule(level=st.integers(0, 1_500))
     def shed(self, level: int) -> None:
-        self.window.shed(level)
-        assert self.window.queued_bytes <= level
+        window = self.window
+        sent = {seq for _, _, seq in [*window.inflight.values(), *(window.resend or ())]}
+        window.shed(level)
         self.note()
+        if window.outbox is not None and window in self.budget.cut_off:
+            self.detach()
+            window.shed(level)
+            self.note()
+        left = {seq for _, _, seq in [*window.inflight.values(), *(window.resend or ())]} | self.owed.keys()
+        self.sent_and_dropped += len(sent - left)
+        self.budget.cut_off.clear()
+        assert window.queued_bytes + window.inflight_bytes <= level or window.outbox is not None
+
+    def sent_and_in_the_store(self) -> int:
+        """Messages that were sent, were not acknowledged, and are only in the store now."""
+        window = self.window
+        if window.spill is None:
+            return 0
+        ours = {seq for _, _, seq in [*(window.resend or ()), *window.inflight.values()]}
+        return sum(int(message.payload[:6]) in self.sent for message, _, seq in self.owed.values() if seq not in ours)
 
     def note(self) -> None:
         """Do what a store does."""
@@ -212,7 +234,8 @@ class Policies(RuleBasedStateMachine):
     @invariant()
     def every_message_has_one_fate(self) -> None:
         dropped = sum((self.window.dropped or {}).values())
-        assert self.delivered == self.first_sent + dropped + self.window.queued
+        twice = self.sent_and_dropped + self.sent_and_in_the_store()
+        assert self.delivered == self.first_sent + dropped + self.window.queued - twice
 
     @invariant()
     def bounds_hold(self) -> None:
@@ -224,7 +247,11 @@ class Policies(RuleBasedStateMachine):
         assert window.queued_bytes <= MAX_BYTES
         entries = [*(window.queue or ()), *(window.latest or ())]
         assert window.queued_bytes == sum(entry[0].size for entry in entries)
-        assert self.budget.used_bytes == window.queued_bytes == window.charged
+        sent = [*window.inflight.values(), *(window.resend or ())]
+        assert window.inflight_bytes == sum(entry[0].size for entry in sent)
+        assert window.inflight_bytes <= MAX_INFLIGHT_BYTES or len(sent) == 1
+        assert self.budget.used_bytes == window.charged
+        assert abs(window.charged - window.queued_bytes - window.inflight_bytes) <= SLACK_BYTES
 
     @invariant()
     def one_message_waits_per_topic(self) -> None:
