@@ -47,7 +47,7 @@ from .store.sqlite import SqliteStore
 from .transport.address import Address
 from .transport.endpoint import Endpoint, check_safe, replacements
 from .transport.handshakes import Handshakes
-from .transport.link import Links
+from .transport.links import Links
 from .transport.stream import Server, listen, stop_listening
 
 log: Final = logging.getLogger("tidings.broker")

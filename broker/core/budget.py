@@ -10,6 +10,7 @@ leaves the lighter ones untouched.
 3. A session may have ``SLACK_BYTES`` in flight that are not told, so that most deliveries cost nothing here.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .deadlines import Deadlines
@@ -38,6 +39,7 @@ class Budget:
         "low_bytes",
         "pause_s",
         "pressed",
+        "recount",
         "used_bytes",
     )
 
@@ -52,6 +54,8 @@ class Budget:
         self.attention = False
         self.cut_off: dict[Queue, str] = {}
         """Windows whose clients are to be disconnected, and why."""
+        self.recount: Callable[[], None] | None = None
+        """Has those charge again who may have less by now."""
         self._windows: dict[Queue, int] = {}
         self.due_at: float | None = None
         self.entry_at: float | None = None
@@ -74,6 +78,8 @@ class Budget:
 
     def relieve(self, now: float) -> None:
         """Keep to the budget. Whom it concerns is told by ``pressed`` and ``cut_off``."""
+        if self.recount is not None:
+            self.recount()
         if self.used_bytes > self.limit_bytes:
             self._shed(self.high_bytes)
         pressed = self.used_bytes > (self.low_bytes if self.pressed else self.high_bytes)
@@ -84,6 +90,8 @@ class Budget:
 
     def on_due(self, now: float) -> None:
         """Publishers have waited long enough for the others to catch up."""
+        if self.recount is not None:
+            self.recount()
         self._shed(self.low_bytes)
         self.relieve(now)
 

@@ -29,6 +29,7 @@ from ..policy import MISSED_PROPERTY
 from .budget import SLACK_BYTES, Budget
 from .message import Message, Run
 from .ports import Acked, Outbox, Queued, Released, Restored, Wanted
+from .queue import MAX_PACKET_ID as MAX_PACKET_ID
 from .queue import DropReason as DropReason
 from .queue import Entry as Entry
 from .queue import Queue
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from ..config import Config
     from .snapshot import Stats
 
-MAX_PACKET_ID: Final = 65_535
 DUP: Final = 0x08
 SLICE_BYTES: Final = 65_536  # how much one pump hands to the outbox before it looks at its mark again
 
@@ -59,7 +59,6 @@ class Window(Queue):
         "keeps",
         "limit",
         "max_packet_size",
-        "released",
         "rights",
         "sent",
         "version",
@@ -77,7 +76,6 @@ class Window(Queue):
         self.alias_maximum = 0
         self._aliases: dict[str, int] | None = None  # topics named on this connection, if its client takes aliases
         self.inflight: dict[int, Entry] = {}
-        self.released: dict[int, int] = {}  # packet id → seq of QoS 2 deliveries that wait for PUBCOMP
         self.sent = 0
         self._in_line = False  # whether something published at QoS 2 may still wait in the outbox
 
@@ -524,40 +522,7 @@ class Window(Queue):
         if self.outbox is not None:
             self.budget.disconnect(self, "memory is used up, and more than others have is under way to this client")
         elif self.resend:
-            self._shed_resend(level_bytes)
-
-    def _shed_resend(self, level_bytes: int) -> None:
-        """Of what the client that is away had not acknowledged, leave to the store what it has, the rest is dropped."""
-        resend = self.resend
-        assert resend is not None
-        spill = self.spill
-        spillable = (
-            self.changes is not None
-            and not (self.queue or self.latest or self.mixed)
-            and (spill is None or not spill.asked)
-        )
-        released: list[int] = []
-        while resend and self.inflight_bytes > level_bytes:
-            message, grant, seq = resend.pop()
-            self.inflight_bytes -= message.size
-            if spillable and message.stored >= 0:
-                if spill is None:
-                    spill = self.spill = Spill(seq - 1)
-                spill.maybe_sent_seq = max(spill.maybe_sent_seq, seq)
-                spill.after_seq = seq - 1
-                spill.add(message.size)
-            elif message.qos == 2 and grant.qos == 2:
-                # The client may remember the packet id. PUBREL makes it forget that: 5.0 section 4.3.3.
-                released.append(seq)
-                if self.changes is not None:
-                    self.changes.append(Released(self.client_id, seq, message))
-                self.drop(DropReason.MEMORY, 1)
-            else:
-                self.forget(seq, message, DropReason.MEMORY)
-        for seq in reversed(released):
-            self.released[seq % MAX_PACKET_ID + 1] = seq
-        self.resend = resend or None
-        self.settle()
+            self.shed_resend(level_bytes)
 
     def _deny(self, message: Message, grant: Grant, seq: int, now: float) -> None:
         """The client may not receive ``message``; if it shares the subscription, another member may."""

@@ -14,140 +14,31 @@ import asyncio
 import logging
 import socket
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 from ..codec.decode import Decoder
 from ..codec.packets import Packet, Publish, PublishRun
 from ..codec.reasons import ReasonCode
-from ..codec.wire import TopicTable
+from ..core.budget import SLACK_BYTES
 from ..core.connection import Connection
-from ..core.engine import Engine
 from ..core.message import Message
 from ..core.ports import PauseReason
 from ..core.rate import Rate
 from ..errors import ProtocolError
-from ..network import parse_network
-from .addresses import Addresses
+from .links import Links
 
 if sys.platform != "win32":
     from fcntl import ioctl
     from termios import TIOCOUTQ
 
-if TYPE_CHECKING:
-    from ..config import Config
-
 log: Final = logging.getLogger("tidings.broker")
 
 IMPLEMENTATION_ERROR: Final = 0x83
-# What one turn may append, in high-water marks. A socket that is being read takes several at once, and queueing costs
-# more than sending; one that is not read holds this much once, then stays blocked.
-TURN: Final = 4
 HELD_OVERHEAD: Final = 120  # bytes that an answer which waits for the store takes beside its own
 SHORT_BYTES: Final = 4_096  # high-water mark of a client that wants the newest only
-ARRIVALS: Final = 10_000  # addresses whose rate of connections is remembered
 LINGER_S: Final = 5.0  # how long a closed connection may take to accept its last bytes
-
-
-class Links:
-    """The links of one broker, and the end of each turn of the event loop, when they are flushed."""
-
-    def __init__(self, engine: Engine, config: "Config", clock: Callable[[], float], after: Callable[[], None]) -> None:
-        self.engine = engine
-        self.clock = clock
-        self.loop = asyncio.get_running_loop()
-        self.topics = TopicTable()
-        self.open: set[Link] = set()
-        self.accepting = True  # False once the broker stops; what was accepted by then is cut off
-        self.addresses = Addresses()
-        self.durable = 0
-        self.waiting: set[Link] = set()  # those that hold something back for the store
-        self.stalled: set[Link] = set()  # those that are not read from because of the store
-        self.pressed: set[Link] = set()  # those that are not read from because of the memory budget
-        self._arrivals: OrderedDict[str, Rate] = OrderedDict()  # by address
-        self._after = after
-        self._dirty: list[Link] = []
-        self._turn_ends = False
-        self._one_closed = asyncio.Event()
-        self.use(config)
-
-    def use(self, config: "Config") -> None:
-        """Hold connections that are made from now on to the limits of ``config``."""
-        banned = [parse_network(each) for each in config.banned_addresses]
-        self.addresses.use(banned, config.max_connections_per_address)
-        self.max_connections = config.max_connections
-        self.max_packet_size = config.max_packet_size_bytes
-        self.max_connect_size = config.max_connect_size_bytes
-        self.high_bytes = config.outbox_high_bytes
-        self.turn_bytes = TURN * config.outbox_high_bytes
-        self.max_bytes = config.outbox_max_bytes
-        self.max_blocked_s = config.max_blocked_s
-        self.max_messages_per_s = config.max_messages_per_s
-        self.max_bytes_per_s = config.max_bytes_per_s
-        self._connect_timeout_s = config.connect_timeout_s
-        self._arrivals.clear()  # they have the old rate
-        self._max_connects_per_s = config.max_connects_per_s
-
-    async def all_closed(self) -> None:
-        """Wait until no link is open."""
-        while self.open:
-            self._one_closed.clear()
-            await self._one_closed.wait()
-
-    def closed(self, link: "Link") -> None:
-        """``link`` has lost its connection."""
-        self.open.discard(link)
-        self._one_closed.set()
-
-    def turn(self, dirty: "Link | None" = None) -> None:
-        """Something happened in this turn: flush at its end."""
-        if dirty is not None:
-            self._dirty.append(dirty)
-        if not self._turn_ends:
-            self._turn_ends = True
-            self.loop.call_soon(self._end_of_turn)
-
-    def _end_of_turn(self) -> None:
-        self._turn_ends = False
-        dirty, self._dirty = self._dirty, []
-        for link in dirty:
-            try:
-                link.flush()
-            except Exception:  # the others must be flushed whatever happens to one
-                log.exception("internal error while sending to %r", link.connection)
-                link.abort()
-        self._after()
-
-    def resume(self) -> None:
-        """The store has caught up: read again from those that it held up."""
-        stalled, self.stalled = self.stalled, set()
-        for link in stalled:
-            link.go_on(PauseReason.STORE)
-
-    def relieved(self) -> None:
-        """There is memory again: read again from those that had to wait for it."""
-        pressed, self.pressed = self.pressed, set()
-        for link in pressed:
-            link.go_on(PauseReason.MEMORY)
-
-    def arrive(self, connection: Connection, peer: str, now: float) -> float:
-        """A connection came from ``peer``; the seconds that it has to wait for its turn."""
-        host, colon, _ = peer.rpartition(":")
-        if not self._max_connects_per_s or not colon:
-            return 0.0
-        rate = self._arrivals.get(host)
-        if rate is None:
-            rate = self._arrivals[host] = Rate(self._max_connects_per_s)
-            if len(self._arrivals) > ARRIVALS:
-                self._arrivals.popitem(last=False)
-        else:
-            self._arrivals.move_to_end(host)
-        wait_s = rate.spend(1, now)
-        if wait_s:
-            self.engine.deadlines.set(connection, now + wait_s + self._connect_timeout_s)
-        return wait_s
 
 
 class Link(asyncio.Protocol):
@@ -173,6 +64,7 @@ class Link(asyncio.Protocol):
         "_taken",
         "_transport",
         "_turn_bytes",
+        "_weight",
         "_written",
         "connection",
         "due_at",
@@ -207,7 +99,8 @@ class Link(asyncio.Protocol):
         self._dirty = False
         self._blocked = False
         self._closed = False
-        self._turn_bytes = links.turn_bytes
+        self._turn_bytes = links.max_turn_bytes
+        self._weight = 0  # bytes that the memory budget knows of
         self._written = 0  # bytes handed to the transport
         self._taken = 0  # how many of them it had got rid of when that was looked at last
         self._message_rate = Rate(links.max_messages_per_s) if links.max_messages_per_s else None
@@ -239,7 +132,7 @@ class Link(asyncio.Protocol):
             return
         self._entered = links.addresses.enter(peer)
         transport.set_write_buffer_limits(high=links.high_bytes)
-        links.open.add(self)
+        links.opened(self)
         now = links.clock()
         self.connection = links.engine.connect(self, peer, now, transport.get_extra_info("ssl_object"))
         wait_s = links.arrive(self.connection, peer, now)
@@ -276,6 +169,8 @@ class Link(asyncio.Protocol):
             # A bug of ours must cost this client its connection and nobody else anything.
             log.exception("internal error while serving %r", connection)
             engine.fail(connection, ProtocolError("internal error of the broker", IMPLEMENTATION_ERROR), now)
+        if self._weight or self._held_bytes > SLACK_BYTES or decoder.waiting > SLACK_BYTES:
+            self.weigh()
         if self.paused is None and not self._closed:
             if connection.undecided is not None:
                 self._pause(PauseReason.GATE)
@@ -309,6 +204,7 @@ class Link(asyncio.Protocol):
         links.waiting.discard(self)
         links.stalled.discard(self)
         links.pressed.discard(self)
+        links.heavy.discard(self)
         links.engine.deadlines.set(self, None)
         if self._linger is not None:
             self._linger.cancel()
@@ -322,10 +218,12 @@ class Link(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._blocked = True
         self.full = True
+        self.weigh()
         self._watch_blocked()
 
     def resume_writing(self) -> None:
         self._blocked = False
+        self.weigh()
         self._links.engine.deadlines.set(self, None)
         self.go_on(PauseReason.OUTBOX)
         self._make_room()
@@ -391,6 +289,22 @@ class Link(asyncio.Protocol):
             text = f"took nothing of what was sent to it for {self._links.max_blocked_s:g} s"
             self._links.engine.fail(self.connection, ProtocolError(text, ReasonCode.QUOTA_EXCEEDED), now)
 
+    def weigh(self) -> None:
+        """Tell the memory budget how much waits here, both ways, if that has changed by enough to matter."""
+        transport, connection = self._transport, self.connection
+        if transport is None or connection is None:
+            return
+        size_bytes = self._held_bytes + self._decoder.waiting + transport.get_write_buffer_size()
+        if size_bytes <= SLACK_BYTES:
+            if self._weight:
+                self._weight = 0
+                self._links.heavy.discard(self)
+                connection.weigh(0)
+        elif abs(size_bytes - self._weight) > SLACK_BYTES:
+            self._weight = size_bytes
+            self._links.heavy.add(self)
+            connection.weigh(size_bytes)
+
     # what the engine calls
 
     def send(self, data: bytes) -> None:
@@ -399,7 +313,7 @@ class Link(asyncio.Protocol):
         if not self._dirty:
             self._dirty = True
             self._links.turn(self)
-        if self._size >= self._turn_bytes:
+        if self._size >= self._turn_bytes or self._size >= self._links.turn_bytes:
             self.full = True
 
     def shorten(self) -> None:
@@ -444,6 +358,8 @@ class Link(asyncio.Protocol):
                 self.send(data)
             if not held:
                 self._held = None
+            if self._weight:
+                self.weigh()
             links = self._links
             if self.paused is PauseReason.STORE and self not in links.stalled and self._held_bytes <= links.max_bytes:
                 self.go_on(PauseReason.STORE)
@@ -460,6 +376,10 @@ class Link(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         self._held = None
+        budget = self._links.engine.budget
+        if self._blocked and budget.used_bytes > budget.high_bytes:
+            transport.abort()  # the memory is needed now, and who does not read does not see the goodbye
+            return
         self.flush()
         transport.close()
         # A peer that does not read would keep the connection, and what is buffered for it, for ever.
@@ -486,9 +406,12 @@ class Link(asyncio.Protocol):
             return  # uvloop raises on a write between the loss of a connection and ``connection_lost``
         links.engine.stats.bytes_sent += len(data)
         self._written += len(data)
+        left_bytes = transport.get_write_buffer_size()
         transport.write(data)
         if self._closed:
             return
+        if left_bytes or self._weight:
+            self.weigh()
         if self._blocked:
             if self.paused is None and transport.get_write_buffer_size() > links.max_bytes:
                 self._pause(PauseReason.OUTBOX)
@@ -496,7 +419,7 @@ class Link(asyncio.Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        if self._blocked or self._hold or self._closed or self._size >= self._turn_bytes:
+        if self._blocked or self._hold or self._closed or self._size >= min(self._turn_bytes, self._links.turn_bytes):
             return
         self.full = False
         if self.connection is not None:

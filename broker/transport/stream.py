@@ -14,7 +14,8 @@ from .address import Address
 from .endpoint import Endpoint
 from .gateway import Gateway
 from .handshakes import Handshakes
-from .link import Link, Links
+from .link import Link
+from .links import Links
 from .websocket import WebSocket
 
 Server: TypeAlias = asyncio.Server | Gateway

@@ -13,7 +13,7 @@ from tidings.broker.config import Config
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.topics import Grant, Topics
 from tidings.broker.core.window import Window
-from tidings.broker.transport.link import TURN
+from tidings.broker.transport.links import TURN
 
 from ..conformance.wire import Wire
 from ..raw_client import RawClient, links_of, run, serve, until

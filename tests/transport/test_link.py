@@ -26,6 +26,7 @@ from tidings.broker.core.connection import Connection
 from tidings.broker.core.ports import PauseReason
 from tidings.broker.transport import link as link_module
 from tidings.broker.transport.link import Link
+from tidings.broker.transport.links import TURN
 
 from ..raw_client import RawClient, links_of, run, serve, until
 from .conftest import Carrier
@@ -123,7 +124,7 @@ def test_a_client_that_does_not_read_is_owed_no_more_than_its_bounds_while_other
             assert transport is not None
             assert link.full
             # one turn's worth beyond the mark, and a message
-            limit = (link_module.TURN + 1) * SMALL["outbox_high_bytes"] + 2 * len(payload)
+            limit = (TURN + 1) * SMALL["outbox_high_bytes"] + 2 * len(payload)
             assert transport.get_write_buffer_size() <= limit
             snapshot = broker.snapshot()
             assert 0 < snapshot.queued_messages <= 20
