@@ -172,8 +172,9 @@ class Config(BaseModel):
         default=1_073_741_824,
         ge=65_536,
         description="Bytes of messages that wait in memory in the whole broker (1 GiB), counted for each session that "
-        "they wait for. From 80 % on publishers that add to them are not read from until 60 % is reached; at 100 % the "
-        "sessions with most waiting lose their oldest messages.",
+        "they wait for, with what is in flight and under way. From 80 % on publishers that add to them get no "
+        "acknowledgements, from 90 % on they are not read from, until 60 % is reached; at 100 % the sessions with most "
+        "waiting lose messages.",
     )
     memory_pause_s: float = Field(
         default=5.0,

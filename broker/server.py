@@ -343,7 +343,7 @@ class Broker:
         engine, links = self._parts()
         if engine.budget.attention:
             engine.relieve(self._clock())
-        if links.pressed and not engine.budget.pressed:
+        if links.pressed and not engine.budget.full:
             links.relieved()
         if engine.changes and not self._store_closed:
             batch, changes = engine.take_changes()

@@ -1,9 +1,9 @@
 """The memory that waiting messages may take in the whole broker, and who has to give some back.
 
-Every window says how many bytes wait in it (``charge``): queued, in flight, and in its connection. Above the high mark
-publishers that add to it are not read from, until it is below the low mark again. If that takes longer than
-``pause_s``, or the budget itself is used up, the heaviest pay: every window is cut to one and the same level, which
-leaves the lighter ones untouched.
+Every window says how many bytes wait in it (``charge``): queued, in flight, and in its connection. Above the high
+mark publishers that add to it get no acknowledgements (``pressed``), above the next one they are not read from
+(``full``), until it is below the low mark again. If that takes longer than ``pause_s``, or the budget itself is used
+up, the heaviest pay: every window is cut to one and the same level, which leaves the lighter ones untouched.
 
 1. After ``Engine.relieve`` no more than ``limit_bytes`` wait, and nobody is held up for longer than ``pause_s`` on end.
 2. A message that waits for several sessions counts for each of them, though memory holds it once.
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ..config import Config
     from .queue import Queue
 
-HIGH: Final = 0.8  # of the budget
+STOP: Final = 0.9  # of the budget
+HIGH: Final = 0.8
 LOW: Final = 0.6
 SLACK_BYTES: Final = 4_096
 
@@ -34,23 +35,27 @@ class Budget:
         "deadlines",
         "due_at",
         "entry_at",
+        "full",
         "high_bytes",
         "limit_bytes",
         "low_bytes",
         "pause_s",
         "pressed",
         "recount",
+        "stop_bytes",
         "used_bytes",
     )
 
     def __init__(self, config: "Config", deadlines: Deadlines | None = None) -> None:
         self.limit_bytes = config.memory_budget_bytes
+        self.stop_bytes = int(self.limit_bytes * STOP)
         self.high_bytes = int(self.limit_bytes * HIGH)
         self.low_bytes = int(self.limit_bytes * LOW)
         self.pause_s = config.memory_pause_s
         self.deadlines = deadlines if deadlines is not None else Deadlines()
         self.used_bytes = 0
-        self.pressed = False  # publishers that add to it are to wait
+        self.pressed = False  # publishers that add to it are to wait for their acknowledgements
+        self.full = False  # and they are not read from
         self.attention = False
         self.cut_off: dict[Queue, str] = {}
         """Windows whose clients are to be disconnected, and why."""
@@ -70,6 +75,7 @@ class Budget:
         used = self.used_bytes
         if used > self.limit_bytes or (used <= self.low_bytes if self.pressed else used > self.high_bytes):
             self.attention = True
+        self.full = used > self.stop_bytes or (self.full and used > self.low_bytes)
 
     def disconnect(self, window: "Queue", why: str) -> None:
         """Ask for the end of the connection of ``window``."""
@@ -77,12 +83,12 @@ class Budget:
         self.attention = True
 
     def relieve(self, now: float) -> None:
-        """Keep to the budget. Whom it concerns is told by ``pressed`` and ``cut_off``."""
+        """Keep to the budget. Whom it concerns is told by ``pressed``, ``full`` and ``cut_off``."""
         if self.recount is not None:
             self.recount()
         if self.used_bytes > self.limit_bytes:
             self._shed(self.high_bytes)
-        pressed = self.used_bytes > (self.low_bytes if self.pressed else self.high_bytes)
+        pressed = self.used_bytes > (self.low_bytes if self.pressed or self.full else self.high_bytes)
         if pressed != self.pressed:
             self.pressed = pressed
             self.deadlines.set(self, now + self.pause_s if pressed else None)

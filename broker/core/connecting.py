@@ -16,6 +16,7 @@ from .topics import check_topic, reserved
 if TYPE_CHECKING:
     from .connection import Connection
 
+PRESSED_RECEIVE_MAXIMUM: Final = 100  # for clients that come while memory is short
 NOT_SAID: Final = 1 << 62  # a batch that never comes
 
 
@@ -96,8 +97,12 @@ def _enter(connection: "Connection", packet: Connect, client_id: str, now: float
         if identity.accepted is not None and identity.accepted.data is not None:
             answer["authentication_data"] = identity.accepted.data
     if connection.version == MQTT_5_0:
-        if config.receive_maximum < 65_535:
-            answer["receive_maximum"] = config.receive_maximum
+        receive = config.receive_maximum
+        if engine.budget.pressed:
+            receive = min(receive, PRESSED_RECEIVE_MAXIMUM)
+        if receive < 65_535:
+            answer["receive_maximum"] = receive
+        connection.receive_maximum = receive + len(session.incoming or ())  # 5.0 section 4.9: PUBREL costs no quota
         if config.topic_alias_maximum:
             answer["topic_alias_maximum"] = config.topic_alias_maximum
         answer["maximum_packet_size"] = config.max_packet_size_bytes

@@ -5,6 +5,7 @@ handlers answer through the outbox and change the session; what concerns other c
 they leave to the ``Engine``. Nothing here waits, reads a clock or knows a socket.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -59,6 +60,8 @@ class Connection:
 
     __slots__ = (
         "_handlers",
+        "_withheld",
+        "_withheld_publishes",
         "aliases",
         "due_at",
         "engine",
@@ -71,6 +74,7 @@ class Connection:
         "outbox",
         "peer",
         "problem_information",
+        "receive_maximum",
         "rights",
         "session",
         "session_expiry_s",
@@ -104,6 +108,9 @@ class Connection:
         self.max_packet_size = 0  # 0 = the client named none
         self.welcome = 0  # the batch that CONNACK waits for
         self.aliases: dict[int, str] | None = None
+        self.receive_maximum = 65_535  # what we said, and what was under way before; holds for 5.0 only
+        self._withheld: deque[tuple[bytes, int, int]] | None = None  # acknowledgements, as for ``Outbox.send_after``
+        self._withheld_publishes = 0
 
     @property
     def client_id(self) -> str:
@@ -192,6 +199,9 @@ class Connection:
                 self.last_seen = now  # what it sent meanwhile is only seen now
             return
         self.held_up = reason is not PauseReason.OUTBOX  # it could read: then its silence counts
+        self._count_pause(reason)
+
+    def _count_pause(self, reason: PauseReason) -> None:
         for counts in self._pauses():
             counts[reason] = counts.get(reason, 0) + 1
 
@@ -209,6 +219,11 @@ class Connection:
         if session is not None and session.connection is self:
             session.window.link_bytes = size_bytes
             session.window.settle()
+
+    @property
+    def owes_acknowledgements(self) -> bool:
+        """Whether what it sends may free the window of its own session."""
+        return self.session is not None and bool(self.session.window.inflight)
 
     # sending
 
@@ -303,6 +318,7 @@ class Connection:
         qos = messages[0].qos
         since = len(engine.changes)
         may = self.rights is None or self.rights.publish(messages[0].topic, now)
+        used_bytes = engine.budget.used_bytes
         if qos == 2:
             messages = self._new_only(messages)
             if not messages:
@@ -323,11 +339,38 @@ class Connection:
             reason = ReasonCode.QUOTA_EXCEEDED  # nothing new can be kept; what was taken waits for the disk
         else:
             reason = engine.publish(messages, now, self.session if qos == 2 else None)
+        if engine.budget.pressed and engine.budget.used_bytes > used_bytes:
+            self._withhold()
         self._acknowledge(messages, qos, reason, since)
 
     def _not_authorized(self, topic: str, count: int) -> None:
         self.engine.stats.refuse(Action.PUBLISH, count)
         self.engine.log.info("%.200r may not publish to %.200r", self.client_id, topic)
+
+    def _withhold(self) -> None:
+        """Memory is short and this client adds to what waits: let its window close.
+
+        Receive Maximum cannot change within a connection (5.0 section 3.2.2.3.3), but nobody says how soon a PUBLISH is
+        acknowledged. All else is answered, and its own acknowledgements are read.
+        """
+        if self._withheld is None:
+            self._withheld = deque()
+            self.engine.withholding.add(self)
+            self._count_pause(PauseReason.WINDOW)
+
+    def let_go(self) -> None:
+        """Give the acknowledgements that were held back to the outbox."""
+        withheld, self._withheld, self._withheld_publishes = self._withheld, None, 0
+        for data, batch, publishes in withheld or ():
+            self.outbox.send_after(data, batch, publishes)
+
+    def _send_acknowledgement(self, data: bytes, batch: int, publishes: int) -> None:
+        """PUBACK or PUBREC, in order: 5.0 [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
+        if self._withheld is None:
+            self.outbox.send_after(data, batch, publishes)
+        else:
+            self._withheld.append((data, batch, publishes))
+            self._withheld_publishes += publishes
 
     def _acknowledge(self, packets: list[Message], qos: int, reason: int, since: int) -> None:
         engine = self.engine
@@ -351,16 +394,12 @@ class Connection:
             kind = b"\x40\x03" if qos == 1 else b"\x50\x03"
             code = bytes((reason,))
             data = kind + (code + kind).join([PACKET_ID[packet.packet_id] for packet in packets]) + code
-        outbox = self.outbox
         engine.stats.answers_sent += len(packets)
         # A QoS 2 message that was taken counts in ``incoming`` until PUBREL.
         held = len(packets) if qos == 1 or reason >= 0x80 else 0
-        outbox.send_after(data, engine.batch if len(engine.changes) > since else 0, held)
-        if (
-            outbox.held
-            and self.version == MQTT_5_0
-            and outbox.held + len(session.incoming or ()) > engine.config.receive_maximum
-        ):
+        self._send_acknowledgement(data, engine.batch if len(engine.changes) > since else 0, held)
+        held = self.outbox.held + self._withheld_publishes
+        if held and self.version == MQTT_5_0 and held + len(session.incoming or ()) > self.receive_maximum:
             raise ProtocolError(
                 "more unacknowledged messages than Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
             )
@@ -372,12 +411,12 @@ class Connection:
         seen: set[int] = set()
         for packet in packets:
             if packet.packet_id in incoming or packet.packet_id in seen:
-                self.outbox.send_after(b"\x50\x02" + PACKET_ID[packet.packet_id], 0)
+                self._send_acknowledgement(b"\x50\x02" + PACKET_ID[packet.packet_id], 0, 0)
                 self.engine.stats.answers_sent += 1
             else:
                 seen.add(packet.packet_id)
                 new.append(packet)
-        if self.version == MQTT_5_0 and len(incoming) + len(new) > self.engine.config.receive_maximum:
+        if self.version == MQTT_5_0 and len(incoming) + len(new) > self.receive_maximum:
             # 5.0 [MQTT-3.3.4-7]: more than we said we take
             raise ProtocolError(
                 "more QoS 2 messages under way than Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED

@@ -5,6 +5,7 @@ and is looked at again when it comes up. Entries of items that have no deadline 
 outnumber the others, so memory follows the items there are, however often clients come and go.
 """
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
@@ -86,3 +87,18 @@ class Deadlines:
         heapify(kept)
         self._heap[:] = kept
         self._dead = 0
+
+
+class Regular:
+    """What is done again and again, every ``interval_s`` seconds after it was done last."""
+
+    def __init__(self, deadlines: Deadlines, action: Callable[[float], None], interval_s: float) -> None:
+        self.due_at: float | None = None
+        self.entry_at: float | None = None
+        self._deadlines = deadlines
+        self._action = action
+        self._interval_s = interval_s
+
+    def on_due(self, now: float) -> None:
+        self._action(now)
+        self._deadlines.set(self, now + self._interval_s)

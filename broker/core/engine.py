@@ -20,7 +20,7 @@ from ..codec.reasons import ReasonCode, name_of
 from ..errors import ProtocolError, UnsupportedVersion
 from .budget import Budget
 from .connection import Connection, forwarded
-from .deadlines import Deadlines
+from .deadlines import Deadlines, Regular
 from .levels import Levels
 from .message import Message, Run
 from .ports import (
@@ -75,6 +75,7 @@ class Engine:
         self.started_at = now
         self.sessions: dict[str, Session] = {}
         self.connections: set[Connection] = set()
+        self.withholding: set[Connection] = set()  # those whose acknowledgements wait for memory
         self.topics = Topics(config.max_routes, config.max_topic_levels)
         self.retained = Retained(config.max_retained_messages, config.max_retained_bytes)
         self.stats = Stats()
@@ -89,9 +90,9 @@ class Engine:
         self._loads = Loads()
         self.deadlines = Deadlines()
         self.budget = Budget(config, self.deadlines)
-        self.deadlines.set(_Regular(self, Engine._sweep, SWEEP_S), now + SWEEP_S)
+        self.deadlines.set(Regular(self.deadlines, self._sweep, SWEEP_S), now + SWEEP_S)
         if config.sys_interval_s:
-            self.deadlines.set(_Regular(self, Engine._publish_sys, config.sys_interval_s), now)
+            self.deadlines.set(Regular(self.deadlines, self._publish_sys, config.sys_interval_s), now)
 
     # what adapters call
 
@@ -164,7 +165,11 @@ class Engine:
                     self.fail(session.connection, ProtocolError(why, ReasonCode.QUOTA_EXCEEDED), now)
             budget.relieve(now)
             if not budget.cut_off:
-                return
+                break
+        if self.withholding and not budget.pressed:
+            withholding, self.withholding = self.withholding, set()
+            for connection in withholding:
+                connection.let_go()
 
     def fail(self, connection: Connection, error: ProtocolError, now: float) -> None:
         """The one place where an error of the peer becomes an answer, a line in the log, and the end."""
@@ -215,7 +220,7 @@ class Engine:
     def tick(self, now: float) -> None:
         """Do what has become due: keep-alives, wills, session expiry, ``$SYS``."""
         self.deadlines.run(now)
-        if self.budget.attention:
+        if self.budget.attention or self.withholding:
             self.relieve(now)
 
     def stop(self, now: float) -> None:
@@ -271,6 +276,7 @@ class Engine:
         self.log.info("disconnected: %r%s", connection, f" ({why})" if why else "")
         connection.become(State.CLOSED)
         self.connections.discard(connection)
+        self.withholding.discard(connection)
         self.deadlines.set(connection, None)
         connection.outbox.close()
         connection.undecided = None
@@ -571,18 +577,3 @@ class Engine:
                 message = Message(topic, payload, 0, True)
                 self.retained.set(message)
                 self.announce(message, now)
-
-
-class _Regular:
-    """What the engine does again and again."""
-
-    def __init__(self, engine: Engine, action: Callable[[Engine, float], None], interval_s: float) -> None:
-        self.due_at: float | None = None
-        self.entry_at: float | None = None
-        self._engine = engine
-        self._action = action
-        self._interval_s = interval_s
-
-    def on_due(self, now: float) -> None:
-        self._action(self._engine, now)
-        self._engine.deadlines.set(self, now + self._interval_s)

@@ -38,6 +38,7 @@ log: Final = logging.getLogger("tidings.broker")
 IMPLEMENTATION_ERROR: Final = 0x83
 HELD_OVERHEAD: Final = 120  # bytes that an answer which waits for the store takes beside its own
 SHORT_BYTES: Final = 4_096  # high-water mark of a client that wants the newest only
+GLANCE_S: Final = 0.1  # how often a client that must wait, and is waited for, is read from
 LINGER_S: Final = 5.0  # how long a closed connection may take to accept its last bytes
 
 
@@ -180,9 +181,11 @@ class Link(asyncio.Protocol):
                 self._pause(PauseReason.STORE)
             elif self._held_bytes > links.max_bytes:
                 self._pause(PauseReason.STORE)
-            elif engine.budget.pressed and engine.budget.used_bytes > used_bytes:
+            elif engine.budget.full and engine.budget.used_bytes > used_bytes:
                 links.pressed.add(self)
                 self._pause(PauseReason.MEMORY)
+                if connection.owes_acknowledgements:  # which may be what everybody waits for
+                    links.loop.call_later(GLANCE_S, self.go_on, PauseReason.MEMORY)
             elif self._message_rate is not None or self._bytes_rate is not None:
                 wait_s = self._spend(packets, len(data), now)
                 if wait_s:
