@@ -105,6 +105,10 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Packet]:
         """Every packet that ``data`` completes, in order. A bad one sets ``error``; nothing comes after it."""
+        if not self._tail and len(data) < 130 and self.version is not None and self.error is None:
+            packet = self._only(data)
+            if packet is not None:
+                return [packet]
         packets: list[Packet] = []
         if self._tail:
             data = self._collect(data)
@@ -249,6 +253,51 @@ class Decoder:
         except IndexError:  # a field of the last PUBLISH reaches past ``data``; the slow readers mind their bounds
             self.error = MalformedPacket("PUBLISH: packet ends inside a field")
         return packets
+
+    def _only(self, data: bytes) -> Packet | None:
+        """The one short packet that ``data`` is, if it is one of the few kinds that clients send all the time.
+
+        A client that waits for each answer sends them so, and then what ``feed`` prepares costs more than it saves.
+        """
+        size = len(data)
+        if size < 4 or data[1] != size - 2 or size > self._max_packet_size:
+            return None
+        first = data[0]
+        new = object.__new__
+        if size == 4:
+            kind = _ACKS[first]
+            packet_id = data[2] << 8 | data[3]
+            if kind is None or not packet_id:
+                return None
+            ack = new(kind)
+            ack.packet_id = packet_id
+            ack.reason = 0
+            ack.properties = NO_PROPERTIES
+            return ack
+        flags = _PUBLISH_FLAGS[first]
+        name_end = body = 4 + (data[2] << 8) + data[3]
+        if flags is None or body + 3 > size:
+            return None
+        packet_id = 0
+        if first & 6:
+            packet_id = data[body] << 8 | data[body + 1]
+            body += 2
+            if not packet_id:
+                return None
+        if self.version == MQTT_5_0:
+            if data[body]:
+                return None
+            body += 1
+        topic = self._topics.get(data[2:name_end])
+        if topic is None:
+            return None
+        publish = new(self._publish)
+        publish.topic = self._previous = topic
+        publish.payload = data[body:]
+        publish.qos, publish.retain, publish.dup = flags
+        publish.packet_id = packet_id
+        publish.properties = NO_PROPERTIES
+        return publish
 
     def _collect(self, data: bytes) -> bytes:
         """What was kept and ``data`` together, or nothing as long as that is no whole packet."""

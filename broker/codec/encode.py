@@ -76,28 +76,35 @@ def publish_parts(
     return b"".join((first, length, PACKET_ID[size], name)), payload
 
 
+def publish_again(
+    topic: str, payload: bytes, qos: int, retain: bool, version: int, heads: dict[int, bytes]
+) -> tuple[bytes, bytes]:
+    """``publish_parts`` without properties, of a topic that is published to again and again.
+
+    The head depends on length and options alone; ``heads`` remembers some heads of this topic.
+    """
+    extended = version == MQTT_5_0
+    key = len(payload) << 4 | extended << 3 | retain << 2 | qos
+    head = heads.get(key)
+    if head is None:
+        if len(heads) >= _MAX_HEADS:
+            heads.clear()
+        head = heads[key] = publish_parts(topic, payload, qos, retain, NO_PROPERTIES, version)[0]
+    return head, b"\0" + payload if extended and qos else payload
+
+
 def publish_run(
     topic: str, payloads: Sequence[bytes], qos: int, retain: bool, version: int, heads: dict[int, bytes]
 ) -> list[bytes]:
-    """``publish_parts`` of many payloads for one topic, without properties: head, room for the id, tail, head, …
-
-    Their heads depend on length and options alone; ``heads`` remembers some of them for this topic.
-    """
-    extended = version == MQTT_5_0
-    form = extended << 3 | retain << 2 | qos
-    sizes = list(map(len, payloads))
-    by_size: dict[int, bytes] = {}
-    for size in set(sizes):
-        head = heads.get(size << 4 | form)
-        if head is None:
-            if len(heads) >= _MAX_HEADS:
-                heads.clear()
-            head = publish_parts(topic, bytes(size), qos, retain, NO_PROPERTIES, version)[0]
-            heads[size << 4 | form] = head
-        by_size[size] = head
+    """``publish_again`` of many payloads: head, room for the packet id, tail, head, …"""
     pieces = [b""] * (3 * len(payloads))
+    sizes = list(map(len, payloads))
+    by_size = {
+        len(payload): publish_again(topic, payload, qos, retain, version, heads)[0]
+        for payload in dict(zip(sizes, payloads, strict=True)).values()
+    }
     pieces[0::3] = [by_size[size] for size in sizes]
-    pieces[2::3] = [b"\0" + payload for payload in payloads] if extended and qos else payloads
+    pieces[2::3] = [b"\0" + payload for payload in payloads] if version == MQTT_5_0 and qos else payloads
     return pieces
 
 

@@ -130,15 +130,41 @@ class Connection:
         self._handlers = HANDLERS[state]
 
     def receive(self, packets: Sequence[Packet], now: float) -> None:
-        """Take the packets of one read, in order. Raises ProtocolError at the first that is out of order.
-
-        Neighbouring PUBLISH packets that differ in payload and packet id only make a run. Decoders hand out one str per
-        topic, so identity tells.
-        """
+        """Take the packets of one read, in order. Raises ProtocolError at the first that is out of order."""
         self.last_seen = now
         if self.undecided is not None:
             self.undecided += packets
             return
+        if len(packets) == 1:
+            try:
+                self._receive_one(packets[0], now)
+            except Undecided:
+                self.undecided = [*packets]
+        else:
+            self._receive_many(packets, now)
+        session = self.session
+        if session is not None:
+            window = session.window
+            if window.queue or window.resend or window.latest is not None:
+                window.pump(now)  # acknowledgements may have made room
+            elif window.charged and (not window.inflight or window.inflight_bytes < window.charged - SLACK_BYTES):
+                window.settle()
+
+    def _receive_one(self, packet: Any, now: float) -> None:
+        kind = type(packet)
+        if kind is Message and packet.properties is NO_PROPERTIES:
+            self._on_run([packet], now)
+            return
+        handler = self._handlers.get(kind)
+        if handler is None:
+            raise ProtocolError(f"{kind.__name__.upper()} while {self.state.value}")
+        handler(self, packet, now)
+
+    def _receive_many(self, packets: Sequence[Packet], now: float) -> None:
+        """Neighbouring PUBLISH packets that differ in payload and packet id only make a run.
+
+        Decoders hand out one str per topic, so identity tells.
+        """
         run: list[Message] = []
         topic, qos, retain = "", 0, False
         packet: Any = None  # its type is looked at once, as a whole
@@ -162,22 +188,12 @@ class Connection:
                     run = [packet]
                     topic, qos, retain = packet.topic, packet.qos, packet.retain
                     continue
-                handler = self._handlers.get(kind)
-                if handler is None:
-                    raise ProtocolError(f"{kind.__name__.upper()} while {self.state.value}")
-                handler(self, packet, now)
+                self._receive_one(packet, now)
             packet = None
             if run:
                 self._on_run(run, now)
         except Undecided:
             self.undecided = [*run, *([] if packet is None else [packet]), *remaining]
-        session = self.session
-        if session is not None:
-            window = session.window
-            if window.queue or window.resend or window.latest is not None:
-                window.pump(now)  # acknowledgements may have made room
-            elif window.charged and (not window.inflight or window.inflight_bytes < window.charged - SLACK_BYTES):
-                window.settle()
 
     def go_on(self, now: float) -> None:
         """The gate has decided something: handle what waited for it. Raises ProtocolError."""

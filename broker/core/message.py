@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final
 
-from ..codec.encode import publish_parts, publish_run
+from ..codec.encode import publish_again, publish_parts, publish_run
 from ..codec.packets import MQTT_5_0, Publish, PublishRun
 from ..codec.properties import Properties
 
@@ -130,7 +130,9 @@ class Run:
         pieces: list[bytes] | None = self._forms.get(key)
         if pieces is None:
             first = self.messages[0]
-            if not first.properties and first.expires_at is None and not identifiers:
+            if self.count == 1:
+                pieces = self._one(first, version, qos, keep_retain and first.retain, identifiers)
+            elif not first.properties and first.expires_at is None and not identifiers:
                 payloads = [message.payload for message in self.messages]
                 heads = {} if self.heads is None else self.heads
                 pieces = publish_run(self.topic, payloads, qos, keep_retain and first.retain, version, heads)
@@ -141,6 +143,13 @@ class Run:
                     pieces += (head, b"", tail)
             self._forms[key] = pieces
         return pieces
+
+    def _one(self, message: Message, version: int, qos: int, retain: bool, identifiers: tuple[int, ...]) -> list[bytes]:
+        if message.properties or message.expires_at is not None or identifiers or self.heads is None:
+            head, tail = message.parts(version, qos, retain, identifiers, self.now)
+        else:
+            head, tail = publish_again(message.topic, message.payload, qos, retain, version, self.heads)
+        return [head, b"", tail]
 
     def frames(self, version: int, keep_retain: bool, identifiers: tuple[int, ...]) -> bytes:
         """The whole run as QoS 0 PUBLISH packets, one after the other, ready for the wire."""

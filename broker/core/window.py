@@ -198,7 +198,7 @@ class Window(Queue):
             self._enqueue(run.messages, grant, qos)
             self.pump(run.now)  # as many as may
             return
-        taken = self._send_run(outbox, run, grant, qos)
+        taken = self._send_one(outbox, run, grant, qos) if run.count == 1 else self._send_run(outbox, run, grant, qos)
         if taken < run.count:
             self.inflight_bytes += sum([message.size for message in run.messages[:taken]])
             self._enqueue(run.messages[taken:], grant, qos)
@@ -207,6 +207,29 @@ class Window(Queue):
             self.inflight_bytes += run.size_bytes
             if self.inflight_bytes > self.charged + SLACK_BYTES:
                 self.settle()
+
+    def _send_one(self, outbox: Outbox, run: Run, grant: Grant, qos: int) -> int:
+        """As ``_send_run``, for a run of one, without what pays only for many."""
+        inflight, released = self.inflight, self.released
+        seq = self.seq + 1
+        packet_id = seq % MAX_PACKET_ID + 1
+        if packet_id in inflight or packet_id in released or len(inflight) + len(released) >= self.limit:
+            return 0
+        message = run.messages[0]
+        self.seq = seq
+        inflight[packet_id] = (message, grant, seq)
+        batch = run.batch
+        if self.changes is not None and message.stored >= 0:
+            self.changes.append(Queued(self.client_id, seq, run.messages, grant))
+            if qos == 2:
+                batch = self.changes.number  # see _send_run
+        head, _, tail = run.pieces(self.version, qos, grant.retain_as_published, grant.identifiers)
+        self._send(outbox, head + PACKET_ID[packet_id] + tail, run.qos == 2, batch)
+        self.sent += 1
+        stats = self._stats
+        stats.messages_sent += 1
+        stats.payload_bytes_sent += run.payload_bytes
+        return 1
 
     def _send_run(self, outbox: Outbox, run: Run, grant: Grant, qos: int) -> int:
         """Send as much of ``run`` as the window and the free packet ids allow; how many messages that was."""

@@ -312,11 +312,14 @@ class Link(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         self._pieces.append(data)
-        self._size += len(data)
+        self._size = size = self._size + len(data)
+        links = self._links
         if not self._dirty:
             self._dirty = True
-            self._links.turn(self)
-        if self._size >= self._turn_bytes or self._size >= self._links.turn_bytes:
+            links.dirty.append(self)
+            if not links.turn_ends:
+                links.turn()
+        if size >= self._turn_bytes or size >= links.turn_bytes:
             self.full = True
 
     def shorten(self) -> None:

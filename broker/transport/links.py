@@ -49,8 +49,8 @@ class Links:
         engine.budget.recount = self._recount
         self._arrivals: OrderedDict[str, Rate] = OrderedDict()  # by address
         self._after = after
-        self._dirty: list[Link] = []
-        self._turn_ends = False
+        self.dirty: list[Link] = []  # those that have something to flush
+        self.turn_ends = False  # whether the end of this turn is arranged for
         self._one_closed = asyncio.Event()
         self.use(config)
 
@@ -99,17 +99,15 @@ class Links:
         for link in tuple(self.heavy):
             link.weigh()
 
-    def turn(self, dirty: "Link | None" = None) -> None:
+    def turn(self) -> None:
         """Something happened in this turn: flush at its end."""
-        if dirty is not None:
-            self._dirty.append(dirty)
-        if not self._turn_ends:
-            self._turn_ends = True
+        if not self.turn_ends:
+            self.turn_ends = True
             self.loop.call_soon(self._end_of_turn)
 
     def _end_of_turn(self) -> None:
-        self._turn_ends = False
-        dirty, self._dirty = self._dirty, []
+        self.turn_ends = False
+        dirty, self.dirty = self.dirty, []
         for link in dirty:
             try:
                 link.flush()

@@ -431,3 +431,23 @@ def test_a_publish_may_be_of_a_class_of_ones_own() -> None:
 def test_a_decoder_that_cannot_work_is_not_made(arguments: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         Decoder(**arguments)
+
+
+@pytest.mark.parametrize("version", [3, 4, 5])
+@given(
+    st.binary(min_size=2, max_size=140), st.sampled_from([0x30, 0x31, 0x32, 0x35, 0x40, 0x50, 0x62, 0x70]), st.data()
+)
+def test_a_short_packet_alone_in_its_read_is_read_as_it_is_among_others(
+    version: int, body: bytes, first: int, data: st.DataObject
+) -> None:
+    if data.draw(st.booleans()):  # a name that may be in the table, and fits
+        name = data.draw(st.sampled_from([b"a/b", b"t", b"#"]))
+        body = bytes((0, len(name))) + name + body[2:]
+    packet = bytes((first, len(body) & 0x7F)) + body
+    alone, among = (Decoder(version=version, max_packet_size=100) for _ in range(2))
+    known = encode(Publish("a/b", b""), version)
+    before = alone.feed(known)
+    received = alone.feed(packet)
+    assert before + received == among.feed(known + packet)
+    assert repr(alone.error) == repr(among.error)
+    assert alone.waiting == among.waiting
