@@ -4,9 +4,9 @@ Units stand in the names (``_s`` seconds, ``_bytes`` bytes) and ranges in the fi
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .listener import AnyListener
 from .network import parse_network
@@ -37,6 +37,30 @@ class PolicyRule(BaseModel):
     def _possible(self) -> Self:
         check_shared(self.filter, parse_policy(self.policy))
         return self
+
+
+def _by_class(value: object) -> object:
+    """amqtt's other form, a list of names and of mappings, as a mapping."""
+    if not isinstance(value, list):
+        return value
+    plugins: dict[object, object] = {}
+    for item in value:
+        if isinstance(item, dict):
+            plugins.update(item)
+        elif isinstance(item, str):
+            plugins[item] = {}
+        else:
+            raise ValueError("the names of classes, or mappings from them to their settings")
+    return plugins
+
+
+def _settings(value: object) -> object:
+    return {} if value is None else value
+
+
+Plugins = Annotated[
+    dict[str, Annotated[dict[str, Any], BeforeValidator(_settings)]], BeforeValidator(_by_class), Field(repr=False)
+]
 
 
 class Config(BaseModel):
@@ -80,6 +104,23 @@ class Config(BaseModel):
     )
     banned_clients: list[str] = Field(default=[], description="The same of client ids.")
 
+    plugins: Plugins = Field(
+        default={},
+        description="amqtt's plugins, or those written for it: for each class its settings, as in an amqtt "
+        "configuration; see docs/plugins.md.",
+    )
+    plugin_sections: dict[str, Any] = Field(
+        default={},
+        description="The sections auth and topic_check, and sys_interval, of an amqtt configuration in its old style, "
+        "which finds plugins by entry points.",
+    )
+    plugin_timeout_s: float = Field(
+        default=5.0, gt=0, le=3600, description="Seconds after which a decision of plugins is a refusal."
+    )
+    max_plugin_calls: Count = Field(default=100, description="Calls of plugins under way at once; further ones wait.")
+    max_plugin_events: Count = Field(
+        default=10_000, description="Events that wait for plugins; further ones are dropped and counted."
+    )
     decision_lifetime_s: Seconds = Field(
         default=30.0,
         description="Seconds for which a decision about one client and topic holds before it is made anew; 0 = each is "

@@ -20,7 +20,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from secrets import token_hex
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from .access.checks import Threads
 from .access.gate import AccessGate
@@ -50,6 +50,10 @@ from .transport.handshakes import Handshakes
 from .transport.links import Links
 from .transport.stream import Server, listen, stop_listening
 
+if TYPE_CHECKING:
+    from .gates import Gates
+    from .plugins.host import Host
+
 log: Final = logging.getLogger("tidings.broker")
 
 TURN_EVERY: Final = 64  # messages published or taken in this process, then the event loop gets its turn
@@ -68,14 +72,18 @@ class Broker:
     def __init__(self, config: Config | None = None, *, store: Store | None = None, gate: Gate | None = None) -> None:
         self.config = config or Config()
         self._store = store
+        self._plugins = _host(self.config)
+        if gate is not None and self._plugins is not None:
+            raise ConfigError("a gate of the program and plugins: use one of them")
         self._gate = gate
         self._terms = Terms.read(self.config)
         if gate is not None and self._terms.decide:
             raise ConfigError("a gate of the program and password_file, access_file or bans: use one of them")
         self._access: AccessGate | None = None
+        self._gates: Gates | None = None
         self._threads: Threads | None = None
         self._endpoints = [Endpoint(listener) for listener in self.config.listeners]
-        check_safe(self._endpoints, self.config, gate is not None or self._terms.identify)
+        check_safe(self._endpoints, self.config, gate is not None or self._identify(self._terms))
         self._engine: Engine | None = None
         self._links: Links | None = None
         self._handshakes: Handshakes | None = None
@@ -107,15 +115,13 @@ class Broker:
             self._store = SqliteStore(self.config.data_dir, self.config)
         store = self._store
         now = self._clock()
-        gate = self._gate
-        if self._terms.decide:
-            gate = self._make_gate()
+        gate = self._make_gate()
         try:
             if store is not None:
                 now = store.last_now(now)
                 self._clock = _engine_clock(now)
             engine = Engine(
-                self.config,
+                self._engine_config(),
                 now,
                 lambda: f"tidings-{token_hex(8)}",
                 version=_version(),
@@ -133,11 +139,17 @@ class Broker:
         self._engine = engine
         self._links = Links(engine, self.config, self._clock, self._after_turn)
         try:
+            if self._plugins is not None:
+                self._links.tap = await self._plugins.start(
+                    engine, self._clock, self._links.turn, self._gates.finish if self._gates is not None else None
+                )
             self._handshakes = Handshakes(self.config.max_handshakes, self.config.connect_timeout_s)
             for endpoint in self._endpoints:
                 server, bound = await listen(endpoint, self._links, self._handshakes)
                 self._servers.append(server)
                 self._bound.append(bound)
+            if self._plugins is not None:
+                await self._plugins.started()
         except BaseException:
             await self.stop()
             raise
@@ -145,6 +157,8 @@ class Broker:
 
     async def stop(self) -> None:
         """Stop accepting, tell clients (DISCONNECT 0x8B), let them take what is under way, close everything."""
+        if self._plugins is not None and not self._stopping:
+            await self._plugins.stopping()
         self._stopping = True
         for server, address in zip(self._servers, self._bound, strict=False):
             stop_listening(server, address)
@@ -167,6 +181,8 @@ class Broker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), 1.0)
         self._servers.clear()
+        if self._plugins is not None:
+            await self._plugins.stop()
         self._after_turn()
         self._store_closed = True
         try:
@@ -195,12 +211,13 @@ class Broker:
         check_changes(self.config, new)
         terms = Terms.read(new)
         endpoints = replacements(self._endpoints, new.listeners)
-        check_safe(endpoints, new, (self._gate is not None and self._access is None) or terms.identify)
+        check_safe(endpoints, new, self._gate is not None or self._identify(terms))
         if terms.decide and self._access is None:
             raise ConfigError("password_file, access_file and bans need a broker that was started with any; restart it")
         for old, endpoint in zip(self._endpoints, endpoints, strict=True):
             old.become(endpoint)
-        self.config = engine.config = new
+        self.config = new
+        engine.config = self._engine_config()
         self._terms = terms
         links.use(new)
         assert self._handshakes is not None
@@ -311,7 +328,21 @@ class Broker:
 
     # inside
 
-    def _make_gate(self) -> AccessGate:
+    def _identify(self, terms: Terms) -> bool:
+        """Whether nobody is let in who has not proved to be somebody."""
+        return terms.identify or (self._plugins is not None and self._plugins.authenticates)
+
+    def _engine_config(self) -> Config:
+        """The options, without ``$SYS`` where a plugin publishes it."""
+        if self._plugins is not None and self._plugins.publishes_sys:
+            return self.config.model_copy(update={"sys_interval_s": 0})
+        return self.config
+
+    def _make_gate(self) -> Gate | None:
+        """Whoever decides: the program's gate, the files, the plugins, or the last two in a row."""
+        plugins: Gate | None = self._plugins
+        if not self._terms.decide:
+            return self._gate if self._gate is not None else plugins
         loop = asyncio.get_running_loop()
 
         def decided(identity: Identity, answer: Answer) -> None:
@@ -321,12 +352,19 @@ class Broker:
         self._access = AccessGate(
             self._terms, clock=self._clock, later=loop.call_later, submit=self._threads.submit, decided=decided
         )
-        return self._access
+        if self._plugins is None:
+            return self._access
+        from .gates import Gates
+
+        self._gates = Gates(self._access, self._plugins)
+        return self._gates
 
     def _decided(self, identity: Identity, answer: Answer) -> None:
         engine, links = self._parts()
-        engine.decided(identity, answer, self._clock())
-        links.turn()
+        final = answer if self._gates is None else self._gates.then(identity, answer)
+        if final is not None:
+            engine.decided(identity, final, self._clock())
+            links.turn()
 
     def _running(self) -> tuple[Engine, Links]:
         if self._engine is None or self._links is None or self._stopping:
@@ -513,6 +551,15 @@ def _message(
     encode_properties(properties, PacketType.PUBLISH)  # so that a wrong value fails here, not at the receivers
     expires_at = None if expiry_s is None else now + expiry_s
     return Message(topic, data, qos, retain, properties=forwarded(properties), expires_at=expires_at)
+
+
+def _host(config: Config) -> "Host | None":
+    """Whoever hosts the plugins that are configured. amqtt takes a while to import, so only then."""
+    if not (config.plugins or config.plugin_sections):
+        return None
+    from .plugins.host import Host
+
+    return Host(config)
 
 
 def _engine_clock(now: float | None = None) -> Callable[[], float]:

@@ -322,8 +322,8 @@ class Connection:
         engine = self.engine
         engine.stats.packets_received += packets.count - 1
         run = WireRun(packets, self.version, self._session.client_id, now)
-        if engine.watcher is not None:
-            engine.watcher.received(run.sender, run.messages, may)
+        if engine.message_watcher is not None:
+            engine.message_watcher.received(run.sender, run.messages, may)
         if may:
             engine.route(run)
         else:
@@ -339,8 +339,8 @@ class Connection:
             messages = self._new_only(messages)
             if not messages:
                 return
-        if engine.watcher is not None:
-            engine.watcher.received(messages[0].sender, messages, may)
+        if engine.message_watcher is not None:
+            engine.message_watcher.received(messages[0].sender, messages, may)
         if not may:
             self._not_authorized(messages[0].topic, len(messages))
         if not qos:

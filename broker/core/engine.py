@@ -68,6 +68,7 @@ class Engine:
         self.config = config
         self.gate = gate  # None = everybody may do everything
         self.watcher = watcher
+        self.message_watcher: Watcher | None = watcher  # the same, if it wants to be told about messages too
         self.version = version
         self.new_client_id = new_client_id
         self.keeps = keeps  # whether there is a store that outlives the process
@@ -403,8 +404,8 @@ class Engine:
                     return ReasonCode.QUOTA_EXCEEDED
                 if self.keeps and message.stored >= 0:
                     self.changes.append(RetainedSet(message))
-                if self.watcher is not None:
-                    self.watcher.retained(message)
+                if self.message_watcher is not None:
+                    self.message_watcher.retained(message)
         if exactly_once is not None and exactly_once.window.changes is not None:
             for message in messages:
                 message.batch = self.batch
@@ -433,11 +434,11 @@ class Engine:
         for share in route.shares:
             for message in run.messages:
                 self._deliver_shared(share, Run([message], run.now))
-        if self.watcher is not None:
+        if self.message_watcher is not None:
             for grant, windows in route.groups:
                 for window in windows:
                     if not window.present and window.keeps and min(run.qos, grant.qos):
-                        self.watcher.queued(window.client_id, run.messages)
+                        self.message_watcher.queued(window.client_id, run.messages)
         return ReasonCode.SUCCESS
 
     def announce(self, message: Message, now: float) -> None:

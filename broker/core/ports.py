@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from ..codec.packets import Connect, Will
+from ..codec.packets import Connect, Packet, Will
 from ..codec.reasons import ReasonCode
 
 if TYPE_CHECKING:
@@ -280,7 +280,10 @@ class Identity:
 
 
 class Watcher(Protocol):
-    """Is told what clients do, and has no say in it. It must not wait, and must not change anything."""
+    """Is told what clients do, and has no say in it. It must not wait, and must not change anything.
+
+    The last three methods are called for ``Engine.message_watcher`` only, since messages are many.
+    """
 
     def connected(self, connection: "Connection") -> None:
         """CONNACK was sent."""
@@ -302,6 +305,16 @@ class Watcher(Protocol):
 
     def queued(self, client_id: str, messages: "Sequence[Message]") -> None:
         """Messages wait for a client that is away."""
+
+
+class Tap(Protocol):
+    """Sees the packets themselves. It must not wait, and must not change anything."""
+
+    def received(self, connection: "Connection", packets: "Sequence[Packet]") -> None:
+        """What one read brought, before it is handled."""
+
+    def sent(self, connection: "Connection", data: bytes) -> None:
+        """Whole packets that leave."""
 
 
 class Gate(Protocol):

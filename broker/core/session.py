@@ -88,3 +88,17 @@ class Session:
             window.sent_seq,
             window.seq,
         )
+
+
+def adopt(engine: "Engine", client_id: str, now: float) -> Session:
+    """A session for a client that has not been here; it waits for it as long as sessions may."""
+    window = Window(client_id, engine.config, engine.stats, engine.budget)
+    session = engine.sessions[client_id] = Session(engine, client_id, window)
+    session.expiry_s = engine.config.max_session_expiry_s
+    session.expires_at = None if session.expiry_s == NEVER else now + session.expiry_s
+    window.keeps = session.expiry_s > 0
+    if engine.keeps and window.keeps:
+        window.changes = engine.changes
+    engine.watch(session)
+    engine.save(session)
+    return session

@@ -86,7 +86,8 @@ def check_safe(endpoints: Sequence[Endpoint], config: "Config", everybody_proves
             raise ConfigError(
                 f"listener {address} can be reached from other machines, and this broker asks nobody for a password; "
                 "listen on 127.0.0.1, set password_file ('tidings user add' makes one), require client certificates, "
-                "or set allow_anonymous_remote if everybody on that network may come in without"
+                "configure a plugin that authenticates, or set allow_anonymous_remote if everybody on that network may "
+                "come in without"
             )
         if everybody_proves and not address.is_local and not address.is_encrypted:
             log.warning("listener %s: passwords cross the network in the clear; tls:// and wss:// do not", address)

@@ -163,6 +163,8 @@ class Link(asyncio.Protocol):
         try:
             packets = decoder.feed(data)
             if packets:
+                if links.tap is not None:
+                    links.tap.received(connection, packets)
                 engine.handle(connection, packets, now)
             if decoder.error is not None:
                 engine.fail(connection, decoder.error, now)
@@ -411,6 +413,8 @@ class Link(asyncio.Protocol):
         if transport.is_closing():
             return  # uvloop raises on a write between the loss of a connection and ``connection_lost``
         links.engine.stats.bytes_sent += len(data)
+        if links.tap is not None and self.connection is not None:
+            links.tap.sent(self.connection, data)
         self._written += len(data)
         left_bytes = transport.get_write_buffer_size()
         transport.write(data)

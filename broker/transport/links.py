@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ..codec.wire import TopicTable
 from ..core.connection import Connection
 from ..core.engine import Engine
-from ..core.ports import PauseReason
+from ..core.ports import PauseReason, Tap
 from ..core.rate import Rate
 from ..network import parse_network
 from .addresses import Addresses
@@ -38,6 +38,7 @@ class Links:
         self.clock = clock
         self.loop = asyncio.get_running_loop()
         self.topics = TopicTable()
+        self.tap: Tap | None = None
         self.open: set[Link] = set()
         self.accepting = True  # False once the broker stops; what was accepted by then is cut off
         self.addresses = Addresses()

@@ -43,7 +43,7 @@ class Notes(list[tuple[object, ...]]):
 
 def watched() -> tuple[Wire, Notes]:
     wire, notes = Wire(), Notes()
-    wire.engine.watcher = notes
+    wire.engine.watcher = wire.engine.message_watcher = notes
     return wire, notes
 
 
