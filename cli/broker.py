@@ -19,7 +19,7 @@ from typing import Literal
 import click
 
 from tidings.broker import Broker, BrokerError, Config, ConfigError, Listener, StoreError
-from tidings.broker.config_file import load_yaml
+from tidings.broker.plugins.settings import read_config
 from tidings.broker.thread import new_event_loop
 
 from .exits import USAGE, Failure
@@ -70,7 +70,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--config",
     "config_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="YAML file with any option of the broker; the options here come on top of it.",
+    help="YAML file with any option of the broker, or amqtt's own configuration; the options here come on top of it.",
 )
 @click.option(
     "--log-level",
@@ -105,7 +105,11 @@ def broker(
     )
 
     def read() -> Config:
-        config = load_yaml(config_path, Config) if config_path else Config()
+        config = Config()
+        if config_path is not None:
+            config, notes = read_config(config_path)
+            for note in notes:
+                click.echo(note, err=True)
         changes: dict[str, object] = {}
         if listeners:
             changes["listeners"] = [_listener(url, cert, key, cafile, require_client_cert) for url in listeners]
@@ -133,6 +137,8 @@ def broker(
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
             runner.run(_serve(server, read))
+        except ConfigError as error:
+            raise Failure(str(error), USAGE) from None
         except (BrokerError, StoreError) as error:
             raise Failure(str(error)) from None
     return 0
