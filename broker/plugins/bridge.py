@@ -41,6 +41,7 @@ class Bridge:
                 task.cancel()
             self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(asyncio.sleep(0))  # transports that were closed now close their sockets
             self.loop.close()
 
     async def stop(self, timeout_s: float) -> None:

@@ -109,9 +109,10 @@ class Host:
         try:
             self.manager = facade.plugins_manager = PluginManager(NAMESPACE, context, self._bridge.loop)
         except Exception as error:  # amqtt has no common root for what goes wrong here, nor have plugins
-            cause = error.__cause__ or error.__context__
-            why = f": {cause}" if cause is not None else ""
-            raise ConfigError(f"plugins: {type(error).__name__}: {error}{why}") from error
+            # What went wrong is often in its cause alone.
+            chain = [error, error.__cause__ or error.__context__]
+            words = [f"{type(each).__name__}: {each}".removesuffix(": ") for each in chain if each is not None]
+            raise ConfigError(f"plugins: {', because of '.join(words)}") from error
         self._calls = asyncio.Semaphore(config.max_plugin_calls)
         self._has_topic_plugins = self.manager.is_topic_filtering_enabled() and bool(self.manager._topic_plugins)
         if not self.manager._auth_plugins and self._finish is None:

@@ -42,13 +42,13 @@ class Authority:
         )
         self.cafile.write_bytes(certificate.public_bytes(Encoding.PEM))
 
-    def sign(self, name: str, *hosts: str, expired: bool = False) -> Pair:
-        """A certificate for ``hosts``, without any for ``name``; written to files of that name."""
+    def sign(self, name: str, *hosts: str, expired: bool = False, uri: str = "") -> Pair:
+        """A certificate for ``hosts``, without any for ``name``, or for ``uri``; written to files of that name."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key(), 2 if expired else 0
         )
-        names = [_general(host) for host in hosts or (name,)]
+        names = [x509.UniformResourceIdentifier(uri)] if uri else [_general(host) for host in hosts or (name,)]
         certificate = (
             builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
