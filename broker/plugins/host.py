@@ -64,7 +64,10 @@ class Host:
         self.authenticates = any(
             issubclass(each, BaseAuthPlugin) and not issubclass(each, AnonymousAuthPlugin) for each in classes
         )
-        self.publishes_sys = any(issubclass(each, BrokerSysPlugin) for each in classes)
+        # In amqtt's old style nobody knows the plugins before they are loaded, but the one for $SYS has this option.
+        self.publishes_sys = "sys_interval" in config.plugin_sections or any(
+            issubclass(each, BrokerSysPlugin) for each in classes
+        )
         self._clients: dict[Identity, Client] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # the thread's
         self._started = self._loaded = False
@@ -91,13 +94,18 @@ class Host:
         self._started = True
         try:
             await self._bridge.run(self._load(), START_S)
+            await self._bridge.run(self.tell_start(), START_S)
         except TimeoutError:
             raise ConfigError(f"plugins: not loaded within {START_S:g} s") from None
-        engine.watcher = self.events
-        if self.events.wants_messages:
-            engine.message_watcher = self.events
+        self.watch()
         tap: Tap | None = self.events.tap
         return tap
+
+    def watch(self) -> None:
+        """Tell the plugins what happens from now on."""
+        self._engine.watcher = self.events
+        if self.events.wants_messages:
+            self._engine.message_watcher = self.events
 
     async def _load(self) -> None:
         config = self._config
@@ -120,6 +128,9 @@ class Host:
         self.facade = facade
         self.events = Events(config, self._bridge, self.manager, facade, self._session_of)
         self._loaded = True
+
+    async def tell_start(self) -> None:
+        """Tell the plugins, in their thread, that the broker is about to start."""
         await self.events.fire(BrokerEvents.PRE_START)
 
     async def started(self) -> None:

@@ -71,28 +71,30 @@ def read_config(path: Path) -> tuple[Config, list[str]]:
     """
     if not _is_amqtt(path):
         return load_yaml(path, Config), []
-    theirs = load_yaml(path, AmqttConfig)
+    return translate(load_yaml(path, AmqttConfig), str(path))
+
+
+def translate(theirs: AmqttConfig, name: str) -> tuple[Config, list[str]]:
+    """amqtt's options as ours, and the lines of ``read_config``, which begin with ``name``."""
     notes: list[str] = []
     ours: dict[str, Any] = {
-        name: getattr(theirs, name)
-        for name in theirs.model_fields_set
-        if name in Config.model_fields and name != LISTENERS
+        key: getattr(theirs, key) for key in theirs.model_fields_set if key in Config.model_fields and key != LISTENERS
     }
-    listeners = _listeners(theirs, str(path), notes)
+    listeners = _listeners(theirs, name, notes)
     if listeners:
         ours[LISTENERS] = listeners
     if theirs.session_expiry_interval is not None:
         ours["max_session_expiry_s"] = theirs.session_expiry_interval
     if theirs.timeout_disconnect_delay:
         notes.append("timeout-disconnect-delay: not honoured; a silent client goes after 1.5 times its keep-alive")
-    old = {name: value for name in OLD if (value := getattr(theirs, name)) is not None}
+    old = {key: value for key in OLD if (value := getattr(theirs, key)) is not None}
     if old and "plugins" not in theirs.model_fields_set:
         ours["plugin_sections"] = old
     elif old:
         notes.append(f"{', '.join(sorted(old))}: of amqtt's old style, and not read beside 'plugins'")
     elif "plugins" not in theirs.model_fields_set:
         notes.append("plugins: there is no such section; everybody is let in, as with amqtt's default plugins")
-    return Config.model_validate(ours), [f"{path}: {note}" for note in notes]
+    return Config.model_validate(ours), [f"{name}: {note}" for note in notes]
 
 
 def _is_amqtt(path: Path) -> bool:
