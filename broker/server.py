@@ -223,6 +223,8 @@ class Broker:
         assert self._handshakes is not None
         self._handshakes.use(new.max_handshakes, new.connect_timeout_s)
         words = [f"certificates of {sum(endpoint.tls is not None for endpoint in endpoints)} listeners"]
+        if self._plugins is not None:
+            engine.forget()
         if self._access is not None:
             self._access.use(terms)
             cut_off = review(engine, self._access, self._clock())
