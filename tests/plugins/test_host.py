@@ -83,6 +83,21 @@ def test_plugin_that_blocks_its_thread_blocks_nobody_who_is_known() -> None:
     run(scene())
 
 
+def test_plugin_that_blocks_has_refused_before_it_comes_back() -> None:
+    async def scene() -> None:
+        Moody.release = threading.Event()
+        try:
+            async with hosting(Moody, plugin_timeout_s=0.2) as broker:
+                client, reason = await attempt(broker, "block")
+                assert (reason, Moody.release.is_set()) == (0x87, False)
+                client.abort()
+                Moody.release.set()
+        finally:
+            Moody.release.set()
+
+    run(scene())
+
+
 def test_calls_beyond_the_limit_wait_their_turn() -> None:
     async def scene() -> None:
         async with hosting(Moody, max_plugin_calls=1, plugin_timeout_s=0.3) as broker:

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from tidings.broker import Config, ConfigError, Listener
+from tidings.broker.codec.packets import Connack, Connect
 from tidings.broker.plugins.settings import read_config
 
+from ..raw_client import RawClient, run
+from ..server_process import ServerProcess
 from .samples import ANONYMOUS
 
 
@@ -145,3 +148,27 @@ def test_without_plugins_everybody_comes_in_and_the_file_is_told_so(tmp_path: Pa
     config, notes = read(tmp_path, "listeners:\n  default:\n    bind: 127.0.0.1:0\n")
     assert config.plugins == {}
     assert "everybody is let in" in notes[0]
+
+
+def test_server_runs_with_a_file_of_amqtt(tmp_path: Path) -> None:
+    path = tmp_path / "amqtt.yaml"
+    path.write_text(
+        "listeners:\n  default:\n    type: tcp\n    bind: 127.0.0.1:0\n    max-connections: 5\n"
+        f"plugins:\n  {ANONYMOUS}:\n    allow_anonymous: false\n"
+    )
+
+    async def scene(port: int) -> None:
+        for user, reason in (("u", 0), (None, 0x87)):
+            client = await RawClient.open(f"tcp://127.0.0.1:{port}")
+            client.send(Connect("c", username=user))
+            assert (await client.expect(Connack)).reason == reason
+            client.abort()
+
+    server = ServerProcess(tmp_path, "--memory", "--config", str(path))
+    try:
+        run(scene(server.port))
+        ended = server.stop()
+        assert ended.code == 0
+        assert "max_connections is not honoured" in ended.err
+    finally:
+        server.kill()
