@@ -17,6 +17,7 @@ from amqtt.mqtt.publish import PublishPacket
 from amqtt.plugins.base import BasePlugin
 from amqtt.plugins.logging_amqtt import EventLoggerPlugin, PacketLoggerPlugin
 from amqtt.plugins.manager import PluginManager
+from amqtt.plugins.sys.broker import BrokerSysPlugin
 from amqtt.session import IncomingApplicationMessage, Session
 
 from ..codec.packets import Packet
@@ -220,7 +221,9 @@ class Events:
 
 
 def _silent(plugin: BasePlugin[Any], event: AnyEvent) -> bool:
-    """Whether ``plugin`` would only write a line for ``event`` that nobody wants to see."""
+    """Whether ``plugin`` would only write a line for ``event`` that nobody wants to see, or count what is counted."""
+    if type(plugin) is BrokerSysPlugin:
+        return event in frozenset(MQTTEvents)
     if event in (BrokerEvents.CLIENT_CONNECTED, BrokerEvents.CLIENT_DISCONNECTED):
         return False
     loggers = (EventLoggerPlugin, PacketLoggerPlugin)

@@ -30,6 +30,7 @@ from ..core.engine import Engine
 from ..core.ports import Accepted, Action, Answer, Identity, Refused, Tap
 from ..errors import ConfigError
 from .bridge import Bridge
+from .counts import keep_counting
 from .events import Events
 from .facade import Facade
 from .sessions import Facts
@@ -132,6 +133,9 @@ class Host:
     async def tell_start(self) -> None:
         """Tell the plugins, in their thread, that the broker is about to start."""
         await self.events.fire(BrokerEvents.PRE_START)
+        for plugin in self.manager.plugins:
+            if type(plugin) is BrokerSysPlugin:
+                keep_counting(plugin, self.facade, self._bridge)
 
     async def started(self) -> None:
         """Tell the plugins that the broker accepts connections."""
