@@ -19,6 +19,7 @@ import click
 
 from tidings.devices.load_plan import Load, LoadError, Measured, Target
 from tidings.devices.load_scenes import allow_files
+from tidings.devices.load_transports import Transport
 
 from .bench_peer import PEERS, PeerError
 from .bench_result import Comparison, Result, as_json, table
@@ -72,6 +73,12 @@ def _load_options(scenario: Scenario) -> list[click.Option]:
             type=click.Choice(list(VERSIONS)),
             default={3: "3.1", 4: "3.1.1", 5: "5.0"}[load.version],
             help="Of MQTT.",
+        ),
+        "transport": _option(
+            "--transport",
+            type=click.Choice(["tcp", "tls", "ws", "wss"]),
+            default=load.transport,
+            help="What carries MQTT.",
         ),
         "warmup_s": _option(
             "--warmup", "warmup_s", type=click.FloatRange(0.0), default=load.warmup_s, help="Seconds before measuring."
@@ -160,6 +167,8 @@ def _bench(work: Sequence[tuple[Scenario, Load]], options: dict[str, Any]) -> No
         if name != url and name not in PEERS:
             raise click.BadParameter(f"{name!r} is none of {', '.join(PEERS)}.", param_hint="--against")
     target = _target(url, options["pid"]) if url else None
+    if target is not None:
+        work = [(scenario, dataclasses.replace(load, transport=target.transport)) for scenario, load in work]
     try:
         allow_files(max(load.subscribers + load.publishers for _, load in work) + 64)
     except LoadError as error:
@@ -210,13 +219,20 @@ def _target(url: str, pid: int) -> Target:
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path:
         return Target(path=parts.path, pid=pid)
+    schemes: dict[str, tuple[Transport, int]] = {
+        "tcp": ("tcp", 1883), "mqtt": ("tcp", 1883), "tls": ("tls", 8883), "mqtts": ("tls", 8883), "ws": ("ws", 8083),
+        "wss": ("wss", 8084),
+    }  # fmt: skip
     try:
-        port = parts.port or 1883
-    except ValueError:
+        transport, port = schemes[parts.scheme]
+        port = port if parts.port is None else parts.port
+    except (KeyError, ValueError):
         port = 0
-    if parts.scheme not in ("tcp", "mqtt") or not parts.hostname or not port:
-        raise click.BadParameter(f"{url!r} is not like tcp://127.0.0.1:1883 or unix:///path.", param_hint="--url")
-    return Target(parts.hostname, port, pid=pid)
+    if not parts.hostname or not port:
+        raise click.BadParameter(
+            f"{url!r} is not like tcp://127.0.0.1:1883, tls://, ws://, wss:// or unix:///path.", param_hint="--url"
+        )
+    return Target(parts.hostname, port, pid=pid, transport=transport, ws_path=parts.path or "/mqtt")
 
 
 def _round(scenario: Scenario, load: Load, result: Result, target: Target | None) -> None:
@@ -229,7 +245,10 @@ def _round(scenario: Scenario, load: Load, result: Result, target: Target | None
                     result.excused = True
                     raise PeerError(f"{peer.name} does not speak MQTT {'5.0' if load.version == 5 else '3.1'}")
                 result.excused = peer.find() is None
-                target = stack.enter_context(peer.running())
+                if load.transport not in peer.carries:
+                    result.excused = True
+                    raise PeerError(f"{peer.name}: this bench does not know how to have it listen for {load.transport}")
+                target = stack.enter_context(peer.running(load.transport))
             result.rounds.append(in_own_process(scenario, load, target))
     except (LoadError, PeerError) as error:
         result.error = str(error)

@@ -5,6 +5,7 @@ a log, and without limits on queues that would let it drop what another delivers
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from tidings.devices.load_plan import Target
+from tidings.devices.load_transports import Transport
+
+from .bench_certificate import write_certificate
 
 _READY_WITHIN_S: Final = 20.0
 
@@ -32,15 +36,17 @@ class PeerError(Exception):
 class Peer:
     """One broker. ``find`` answers with the program, or None; ``command`` makes the command line that serves MQTT.
 
-    ``command`` takes the program, the port, and an empty folder in which it may write its configuration.
+    ``command`` takes the program, the port, a folder in which it may write its configuration, and what is to carry MQTT
+    there, one of ``carries``; for TLS the folder has server.crt and server.key.
     """
 
     name: str
     find: Callable[[], str | None]
     install: str
-    command: Callable[[str, int, Path], list[str]]
+    command: Callable[[str, int, Path, Transport], list[str]]
     version_command: tuple[str, ...]
     speaks: tuple[int, ...] = (4, 5)
+    carries: tuple[Transport, ...] = ("tcp",)
 
     def version(self) -> str:
         """What it says about itself, or an empty string."""
@@ -57,7 +63,7 @@ class Peer:
         return found[0] if found else ""
 
     @contextmanager
-    def running(self) -> Iterator[Target]:
+    def running(self, transport: Transport = "tcp") -> Iterator[Target]:
         """Start it, wait until it accepts connections, end it.
 
         Raises:
@@ -70,9 +76,11 @@ class Peer:
             folder = Path(name)
             log = folder / "output"
             port = _free_port()
+            if transport in ("tls", "wss"):
+                write_certificate(folder)
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    self.command(program, port, folder),
+                    self.command(program, port, folder, transport),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -80,7 +88,7 @@ class Peer:
                 )
             try:
                 self._wait(process, port, log)
-                yield Target(port=port, pid=process.pid)
+                yield Target(port=port, pid=process.pid, transport=transport)
                 if process.poll() is not None:
                     raise PeerError(f"{self.name} ended by itself, exit code {process.returncode}: {_last_line(log)}")
             finally:
@@ -130,12 +138,13 @@ def _find_amqtt() -> str | None:
     return sys.executable if find_spec("amqtt") else None
 
 
-def _tidings(program: str, port: int, folder: Path) -> list[str]:
+def _tidings(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
     start = "from tidings.cli.main import main; main()"
-    return [program, "-c", start, "broker", "--memory", "--listen", f"tcp://127.0.0.1:{port}"]
+    files = ["--cert", "server.crt", "--key", "server.key"] if transport in ("tls", "wss") else []
+    return [program, "-c", start, "broker", "--memory", "--listen", f"{transport}://127.0.0.1:{port}", *files]
 
 
-def _mosquitto(program: str, port: int, folder: Path) -> list[str]:
+def _mosquitto(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
     config = folder / "mosquitto.conf"
     config.write_text(
         f"listener {port} 127.0.0.1\n"
@@ -144,11 +153,14 @@ def _mosquitto(program: str, port: int, folder: Path) -> list[str]:
         "log_type none\n"
         "max_queued_messages 0\n"  # 0 = no limit: it must not drop
         "max_inflight_messages 0\n"
+        + ("protocol websockets\n" if transport in ("ws", "wss") else "")
+        + (f"certfile {folder}/server.crt\nkeyfile {folder}/server.key\n" if transport in ("tls", "wss") else "")
+        + ("user root\n" if hasattr(os, "geteuid") and os.geteuid() == 0 else "")  # or it may not read the key
     )
     return [program, "-c", str(config)]
 
 
-def _amqtt(program: str, port: int, folder: Path) -> list[str]:
+def _amqtt(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
     config = folder / "amqtt.yaml"
     settings = {
         "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}", "max_connections": 100_000}},
@@ -167,7 +179,7 @@ def _amqtt(program: str, port: int, folder: Path) -> list[str]:
     return [program, "-c", start, str(config)]
 
 
-def _nats(program: str, port: int, folder: Path) -> list[str]:
+def _nats(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
     config = folder / "nats.conf"
     config.write_text(
         "server_name: bench\n"
@@ -179,7 +191,7 @@ def _nats(program: str, port: int, folder: Path) -> list[str]:
     return [program, "-c", str(config)]
 
 
-def _aedes(program: str, port: int, folder: Path) -> list[str]:
+def _aedes(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
     return [program, "start", "--protos", "tcp", "--host", "127.0.0.1", "--port", str(port)]
 
 
@@ -192,8 +204,16 @@ PEERS: Final = {
             "pip install tidings",
             _tidings,
             ("-c", "from importlib.metadata import version; print(version('tidings'))"),
+            carries=("tcp", "tls", "ws", "wss"),
         ),
-        Peer("mosquitto", _on_path("mosquitto"), "apt-get install mosquitto", _mosquitto, ("-h",)),
+        Peer(
+            "mosquitto",
+            _on_path("mosquitto"),
+            "apt-get install mosquitto",
+            _mosquitto,
+            ("-h",),
+            carries=("tcp", "tls", "ws", "wss"),
+        ),
         Peer(
             "amqtt",
             _find_amqtt,

@@ -177,6 +177,8 @@ class Comparison:
         load = self.load
         parts = [self.scenario, f"{load.publishers} -> {load.subscribers}", f"QoS {load.qos}"]
         parts.append({3: "MQTT 3.1", 4: "MQTT 3.1.1", 5: "MQTT 5.0"}[load.version])
+        if load.transport != "tcp":
+            parts.append({"tls": "TLS", "ws": "WebSocket", "wss": "WebSocket in TLS"}[load.transport])
         parts.append(f"{load.size_bytes} B")
         if load.amount:
             parts.append(f"{load.amount:,} messages")

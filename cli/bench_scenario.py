@@ -12,7 +12,17 @@ from tidings.devices import load_scenes
 from tidings.devices.load import run
 from tidings.devices.load_plan import Load, Measured, Target
 
-_MESSAGES: Final = ("publishers", "subscribers", "rate", "window", "size_bytes", "qos", "version", "warmup_s")
+_MESSAGES: Final = (
+    "publishers",
+    "subscribers",
+    "rate",
+    "window",
+    "size_bytes",
+    "qos",
+    "version",
+    "warmup_s",
+    "transport",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ SCENARIOS: Final = {
             run,
             Load("pairs", 10, 10, rate=10_000.0, warmup_s=1.0, seconds=5.0),
             "p99_ms",
-            ("pairs", "rate", "size_bytes", "qos", "version", "warmup_s"),
+            ("pairs", "rate", "size_bytes", "qos", "version", "warmup_s", "transport"),
         ),
         Scenario(
             "conn",

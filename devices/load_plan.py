@@ -14,12 +14,17 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Where the broker listens: ``host`` and ``port``, or ``path`` of a Unix socket. ``pid`` 0: unknown."""
+    """Where the broker listens: ``host`` and ``port``, or ``path`` of a Unix socket. ``pid`` 0: unknown.
+
+    ``transport`` is what carries MQTT there; ``ws_path`` is where WebSocket is asked for.
+    """
 
     host: str = "127.0.0.1"
     port: int = 1883
     path: str = ""
     pid: int = 0
+    transport: Literal["tcp", "tls", "ws", "wss"] = "tcp"
+    ws_path: str = "/mqtt"
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
@@ -32,7 +37,7 @@ class Load:
     ``pairs``: subscriber i hears publisher i only. ``all``: every subscriber hears every publisher. ``shared``: all
     subscribers share one subscription. ``rate`` is messages/s of all publishers together; None is as fast as ``window``
     (not acknowledged, per publisher) and ``backlog`` (not delivered, per publisher) allow. QoS 0 knows no ``window``.
-    ``amount`` is how many messages are retained, or queued for a client that is away.
+    ``amount`` is how many messages are retained, or queued for a client that is away. ``transport`` is what carries it.
     """
 
     shape: Literal["pairs", "all", "shared"] = "pairs"
@@ -48,6 +53,7 @@ class Load:
     warmup_s: float = 0.5
     seconds: float = 3.0
     drain_s: float = 5.0
+    transport: Literal["tcp", "tls", "ws", "wss"] = "tcp"
 
 
 Counts = dict[int, int]

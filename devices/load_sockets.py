@@ -17,6 +17,7 @@ from tidings.broker.codec.encode import encode
 from tidings.broker.codec.packets import NO_PROPERTIES, Connack, Connect, Subscribe, SubscribeFilter
 
 from .load_plan import Counts, LoadError, Target
+from .load_transports import Socket, wrap
 from .load_wire import frame_bounds, run_length
 
 if TYPE_CHECKING:
@@ -232,8 +233,8 @@ class Generator:
         self._connections: dict[int, Connection] = {}
         self._trouble: list[str] = []
 
-    def dial(self, receive_bytes: int) -> socket.socket:
-        """A non-blocking socket on its way to the broker."""
+    def dial(self, receive_bytes: int) -> Socket:
+        """A non-blocking socket on its way to the broker; with TLS or WebSocket, one that has arrived."""
         target = self.target
         address: str | tuple[str, int]
         if target.path:
@@ -244,12 +245,13 @@ class Generator:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        sock.setblocking(False)
+        if target.transport == "tcp":
+            sock.setblocking(False)
         code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             sock.close()
             raise LoadError(f"cannot connect to {target}: {errno.errorcode.get(code, code)}")
-        return sock
+        return wrap(sock, target)
 
     def add(self, connection: Connection, events: int) -> None:
         """Watch its socket."""

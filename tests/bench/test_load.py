@@ -4,17 +4,20 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tidings.broker import BrokerThread, Config
+from tidings.broker import BrokerThread, Config, Listener
 from tidings.broker.codec.encode import encode
 from tidings.broker.codec.packets import Publish
+from tidings.cli.bench_certificate import write_certificate
 from tidings.devices import load_scenes
 from tidings.devices.load import run
 from tidings.devices.load_flow import Flow, Publisher, build, topic_of
 from tidings.devices.load_plan import Load, LoadError, Measured, Target, busy_seconds, cpu_seconds, memory_kb
 from tidings.devices.load_sockets import Generator
+from tidings.devices.load_transports import Transport
 from tidings.devices.load_wire import STAMP
 
 TINY = Load(warmup_s=0.02, seconds=0.1, drain_s=5.0)
@@ -105,6 +108,25 @@ def test_large_payloads_span_many_reads(target: Target) -> None:
     measured = run(replace(TINY, shape="all", qos=1, size_bytes=300_000, window=3), target)
     assert measured.delivered > 0
     assert faults(measured) == {}
+
+
+@pytest.mark.parametrize("transport", ["tls", "ws", "wss"])
+@pytest.mark.parametrize("size_bytes", [64, 100_000])
+def test_what_carries_mqtt_changes_nothing(tmp_path: Path, transport: Transport, size_bytes: int) -> None:
+    write_certificate(tmp_path)
+    files = {"certfile": tmp_path / "server.crt", "keyfile": tmp_path / "server.key"} if transport != "ws" else {}
+    listener = Listener.model_validate({"url": f"{transport}://127.0.0.1:0", **files})
+    load = replace(TINY, shape="all", publishers=2, subscribers=2, qos=1, size_bytes=size_bytes, window=3)
+    with BrokerThread(Config(listeners=[listener], sys_interval_s=0, stop_timeout_s=1)) as broker:
+        measured = run(load, Target(port=broker.port, transport=transport))
+    assert measured.delivered > 0
+    assert faults(measured) == {}
+
+
+@pytest.mark.parametrize("transport", ["tls", "ws"])
+def test_a_handshake_that_fails_is_named(target: Target, transport: Transport) -> None:
+    with pytest.raises(LoadError, match=r"handshake|closed the connection"):
+        run(TINY, replace(target, transport=transport))
 
 
 def test_a_port_where_nobody_listens_is_named() -> None:
