@@ -141,7 +141,7 @@ class Target:
     host: str
     port: int | None = None
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     path: str = ""
     topic: str = ""
 

@@ -364,6 +364,17 @@ def test_guessed_proofs_cost_time_like_passwords() -> None:
     assert [peer.expect(Connack).reason for peer, _ in begun].count(0x86) <= 24
 
 
+def test_an_exchange_that_does_not_go_on_is_cut_off_in_time() -> None:
+    world = World(users("alice"))
+    peer, _ = world.scram("alice")
+    peer.expect(Auth)
+    world.advance(world.wire.config.connect_timeout_s - 0.1)
+    assert not peer.closed
+    world.advance(0.2)
+    assert peer.closed
+    assert world.wire.engine.sessions == {}
+
+
 @pytest.mark.parametrize("method", ["SCRAM-SHA-1", "PLAIN", "SCRAM-SHA-256-PLUS", "scram-sha-256"])
 def test_another_method_is_not_known(method: str) -> None:
     for world in (World(users("alice")), World(rules="everybody\n allow all #\n")):
