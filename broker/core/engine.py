@@ -525,7 +525,9 @@ class Engine:
 
     def connection_due(self, connection: Connection, now: float) -> None:
         """Nothing may have been heard for too long: no CONNECT at all, or no sign of life within the keep-alive."""
-        if connection.state is not State.CONNECTED:
+        if connection.held_up and connection.identity is None and connection.state is State.CONNECTING:
+            self.deadlines.set(connection, now + self.config.connect_timeout_s)  # it is us who did not listen
+        elif connection.state is not State.CONNECTED:
             why = "no CONNECT in time" if connection.identity is None else "not authenticated in time"
             self.log.warning("closing %r: %s", connection, why)
             self.leave(connection, now, why)

@@ -29,6 +29,7 @@ class PauseReason(Enum):
     STORE = "store"  # the store has too much to write
     MEMORY = "memory"  # too much waits in the broker, and it adds to that
     WINDOW = "window"  # the same, but only its acknowledgements are held back, so that its window closes
+    CROWD = "crowd"  # more clients connect at once than one turn takes
     RATE = "rate"  # it sends, or connects, faster than it may
     GATE = "gate"  # the gate has not decided yet whether it may do what it asks for
 

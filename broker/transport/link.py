@@ -67,6 +67,7 @@ class Link(asyncio.Protocol):
         "_turn_bytes",
         "_weight",
         "_written",
+        "admitted",
         "connection",
         "due_at",
         "entry_at",
@@ -107,6 +108,7 @@ class Link(asyncio.Protocol):
         self._message_rate = Rate(links.max_messages_per_s) if links.max_messages_per_s else None
         self._bytes_rate = Rate(links.max_bytes_per_s) if links.max_bytes_per_s else None
         self._early: bytes | None = None  # what came before the turn of this connection
+        self.admitted = False  # whether it had its turn
         self._entered = ""  # the address that it counts for
         self.due_at: float | None = None
         self.entry_at: float | None = None
@@ -153,6 +155,10 @@ class Link(asyncio.Protocol):
             self._transport.pause_reading()
             return
         links = self._links
+        if not self.admitted and not links.admit(self):
+            self._early = data
+            self._pause(PauseReason.CROWD)
+            return
         engine = links.engine
         engine.stats.bytes_received += len(data)
         decoder = self._decoder

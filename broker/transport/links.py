@@ -5,7 +5,7 @@ Links that were appended to in a turn are flushed together at its end, each once
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,7 @@ log: Final = logging.getLogger("tidings.broker")
 # more than sending; one that is not read holds this much once, then stays blocked.
 TURN: Final = 4
 LEAST_TURN_BYTES: Final = 4_096
+ADMITTED: Final = 32  # clients whose CONNECT one turn takes, and resumes their queues; then others are served again
 ARRIVALS: Final = 10_000  # addresses whose rate of connections is remembered
 
 
@@ -53,6 +54,8 @@ class Links:
         self.dirty: list[Link] = []  # those that have something to flush
         self.turn_ends = False  # whether the end of this turn is arranged for
         self._one_closed = asyncio.Event()
+        self._lobby: deque[Link] = deque()  # those whose CONNECT waits for its turn
+        self._admitted = 0  # in this turn
         self.use(config)
 
     def use(self, config: "Config") -> None:
@@ -115,7 +118,26 @@ class Links:
             except Exception:  # the others must be flushed whatever happens to one
                 log.exception("internal error while sending to %r", link.connection)
                 link.abort()
+        self._admitted = 0
+        while self._lobby and self._admitted < ADMITTED:
+            link = self._lobby.popleft()
+            if link in self.open:
+                self._admitted += 1
+                link.admitted = True
+                link.go_on(PauseReason.CROWD)
+        if self._lobby:
+            self.turn()
         self._after()
+
+    def admit(self, link: "Link") -> bool:
+        """Whether ``link`` may send its first bytes now; else its turn comes, after those who came before it."""
+        self.turn()
+        if self._lobby or self._admitted >= ADMITTED:
+            self._lobby.append(link)
+            return False
+        self._admitted += 1
+        link.admitted = True
+        return True
 
     def resume(self) -> None:
         """The store has caught up: read again from those that it held up."""

@@ -9,6 +9,7 @@ from tidings.broker.codec.packets import MQTT_5_0, Connack, Connect, Puback, Pub
 from tidings.broker.core.ports import PauseReason
 from tidings.broker.core.window import DropReason
 from tidings.broker.transport import link as link_module
+from tidings.broker.transport import links as links_module
 
 from ..raw_client import LOOPS, RawClient, links_of, run, serve, until
 
@@ -190,6 +191,54 @@ def test_connections_over_the_rate_of_their_address_are_served_in_turn(loop: str
             assert asyncio.get_running_loop().time() - begin > 0.3
             for client in clients:
                 client.abort()
+
+    run(main(), loop)
+
+
+def test_clients_that_come_all_at_once_are_let_in_in_turn_between_the_turns_of_the_others(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "ADMITTED", 2)
+
+    async def main() -> None:
+        async with serve() as broker:
+            here = await RawClient.connect(broker.urls[0], "here")
+            crowd = [await RawClient.open(broker.urls[0]) for _ in range(40)]
+            for number, client in enumerate(crowd):
+                client.send(Connect(f"c{number}", MQTT_5_0), Publish("t", b"", 1, packet_id=1))
+            here.send(Publish("t", b"", 1, packet_id=7))
+            assert (await here.expect(Puback)).packet_id == 7
+            crowd[30].abort()
+            for client in [*crowd[:30], *crowd[31:]]:
+                assert (await client.expect(Connack)).reason == 0
+                assert (await client.expect(Puback)).packet_id == 1
+            assert broker.snapshot().stats.paused[PauseReason.CROWD] >= 10
+            for client in [here, *crowd]:
+                client.abort()
+
+    run(main(), loop)
+
+
+def test_what_waits_in_connections_counts_as_memory(loop: str) -> None:
+    async def main() -> None:
+        async with serve(outbox_high_bytes=16_384, max_queued_bytes=1) as broker:
+            frozen = await RawClient.connect(broker.urls[0], "frozen", buffer_bytes=BUFFER_BYTES)
+            await subscribe(frozen, "#", "all")
+            for _ in range(1_000):  # the kernel takes some megabytes first
+                await flood(broker, ["t"], 20)
+                if (
+                    broker.snapshot().memory_bytes >= 16_384
+                ):  # bytes for the socket: the queue holds one message at most
+                    break
+            else:
+                pytest.fail("it never counted")
+            frozen.abort()
+            await until(lambda: broker.snapshot().memory_bytes == 0)
+            half = await RawClient.connect(broker.urls[0], "half")
+            half.send(b"\x30\xff\xff\x03\x00\x01t" + bytes(30_000))  # of 65,535 bytes
+            await until(lambda: broker.snapshot().memory_bytes >= 30_000)
+            half.abort()
+            await until(lambda: broker.snapshot().memory_bytes == 0)
 
     run(main(), loop)
 
