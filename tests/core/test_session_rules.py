@@ -39,6 +39,7 @@ class Owed:
     retain: bool = False
     state: str = "waiting"
     packet_id: int = 0
+    released_as: int = 0  # how many PUBRECs had come when its own did
     session_keeps: "Owed | None" = None  # in what a client is expected to receive: the same in its session
 
 
@@ -116,6 +117,7 @@ class SessionRules(RuleBasedStateMachine):
         self.peers: dict[str, Peer] = {}
         self.sessions: dict[str, ModelSession] = {}
         self.retained: tuple[bytes, int] | None = None
+        self.pubrecs = 0
         self.number = 0
         for client, (filter, qos) in begin.items():
             self.connect(client, False, 5, 10_000, None)
@@ -158,7 +160,9 @@ class SessionRules(RuleBasedStateMachine):
         peer = self.wire.connect(client, version, clean_start=clean, keep_alive=0, will=wire_will, **properties)
         self.peers[client] = peer
         assert peer.connack.session_present == present
-        session.expected += [Pubrel(owed.packet_id) for owed in session.owed if owed.state == "released"]
+        released = [owed for owed in session.owed if owed.state == "released"]
+        # 5.0 [MQTT-4.6.0-4]: in the order of the PUBRECs, not of the messages
+        session.expected += [Pubrel(owed.packet_id) for owed in sorted(released, key=lambda owed: owed.released_as)]
         session.send()
 
     @rule(client=CLIENTS)
@@ -221,6 +225,8 @@ class SessionRules(RuleBasedStateMachine):
         peer, session = self.peers[client], self.sessions[client]
         if owed.state == "sent" and owed.qos == 2:
             owed.state = "released"
+            self.pubrecs += 1
+            owed.released_as = self.pubrecs
             peer.send(Pubrec(owed.packet_id))
             session.expected.append(Pubrel(owed.packet_id))
             return
