@@ -30,10 +30,9 @@ from .codec.properties import Properties, encode_properties
 from .codec.reasons import ReasonCode
 from .codec.wire import MAX_STRING_BYTES
 from .config import Config
-from .core.connection import forwarded
 from .core.engine import Engine
 from .core.levels import Levels
-from .core.message import Message, Run
+from .core.message import Message, Run, forwarded
 from .core.ports import Answer, Gate, Identity, Store
 from .core.queue import CHOSEN
 from .core.session import Session

@@ -40,8 +40,9 @@ from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
 from .budget import SLACK_BYTES
 from .connecting import on_auth, on_connect
-from .message import OVERHEAD_BYTES, Message, WireRun
-from .ports import Action, Completed, Identity, Outbox, PauseReason, Received
+from .message import Message
+from .ports import Identity, Outbox, PauseReason
+from .publishing import on_publish, on_publish_run, on_pubrel, on_pubrels, on_run
 from .rights import Rights, Undecided
 from .session import Session
 from .state import State
@@ -50,10 +51,6 @@ from .subscribing import on_subscribe, on_unsubscribe
 if TYPE_CHECKING:
     from .engine import Engine
 
-FORWARDED: Final = frozenset(
-    ("payload_format_indicator", "content_type", "response_topic", "correlation_data", "user_property")
-)
-
 
 class Connection:
     """The protocol state of one network connection."""
@@ -61,7 +58,6 @@ class Connection:
     __slots__ = (
         "_handlers",
         "_withheld",
-        "_withheld_publishes",
         "aliases",
         "due_at",
         "engine",
@@ -84,6 +80,7 @@ class Connection:
         "user",
         "version",
         "welcome",
+        "withheld_publishes",
     )
 
     def __init__(self, engine: "Engine", outbox: Outbox, peer: str, now: float, tls: object | None = None) -> None:
@@ -110,12 +107,18 @@ class Connection:
         self.aliases: dict[int, str] | None = None
         self.receive_maximum = 65_535  # what we said, and what was under way before; holds for 5.0 only
         self._withheld: deque[tuple[bytes, int, int]] | None = None  # acknowledgements, as for ``Outbox.send_after``
-        self._withheld_publishes = 0
+        self.withheld_publishes = 0
 
     @property
     def client_id(self) -> str:
         """The client's id, "" before CONNECT was accepted."""
         return self.session.client_id if self.session is not None else ""
+
+    @property
+    def own_session(self) -> Session:
+        """The session; there is one since CONNECT was accepted."""
+        assert self.session is not None
+        return self.session
 
     def __repr__(self) -> str:
         return f"<{self.state.value} {self.client_id!r:.200} from {self.peer}>"  # an id may have 65,535 bytes
@@ -153,7 +156,7 @@ class Connection:
     def _receive_one(self, packet: Any, now: float) -> None:
         kind = type(packet)
         if kind is Message and packet.properties is NO_PROPERTIES:
-            self._on_run([packet], now)
+            on_run(self, [packet], now)
             return
         handler = self._handlers.get(kind)
         if handler is None:
@@ -182,7 +185,7 @@ class Connection:
                     ):
                         run.append(packet)
                         continue
-                    self._on_run(run, now)
+                    on_run(self, run, now)
                     run = []
                 if kind is Message and packet.properties is NO_PROPERTIES:
                     run = [packet]
@@ -191,7 +194,7 @@ class Connection:
                 self._receive_one(packet, now)
             packet = None
             if run:
-                self._on_run(run, now)
+                on_run(self, run, now)
         except Undecided:
             self.undecided = [*run, *([] if packet is None else [packet]), *remaining]
 
@@ -267,6 +270,17 @@ class Connection:
             raise ProtocolError("the answer is over the client's Maximum Packet Size", ReasonCode.PACKET_TOO_LARGE)
         return data
 
+    def answer_acks(self, first: bytes, packet_ids: list[int], unknown: set[int], since: int) -> None:
+        """One answer for each id, in order; from 5.0 on they tell which ids are ``unknown`` to us."""
+        ok = first + b"\x02"
+        if unknown and self.version == MQTT_5_0:
+            no, why = first + b"\x03", bytes((ReasonCode.PACKET_IDENTIFIER_NOT_FOUND,))
+            answers = [no + PACKET_ID[id] + why if id in unknown else ok + PACKET_ID[id] for id in packet_ids]
+        else:
+            answers = [ok + PACKET_ID[id] for id in packet_ids]
+        self.outbox.send_after(b"".join(answers), self._batch(since))
+        self.engine.stats.answers_sent += len(packet_ids)
+
     def _on_disconnect(self, packet: Disconnect, now: float) -> None:
         expiry_s = packet.properties.get("session_expiry_interval")
         if expiry_s is not None and self.session is not None:
@@ -282,88 +296,7 @@ class Connection:
     def _on_pingreq(self, packet: Pingreq, now: float) -> None:
         self.answer(Pingresp())  # 5.0 [MQTT-3.12.4-1]
 
-    # publishing
-
-    def _on_publish(self, packet: Publish, now: float) -> None:
-        """One PUBLISH that may have properties: what they ask for is done here, the rest of them travels on."""
-        properties = packet.properties
-        topic = self._resolve_alias(packet.topic, properties)
-        expiry_s = properties.get("message_expiry_interval")
-        message = Message(
-            topic,
-            packet.payload,
-            packet.qos,
-            packet.retain,
-            packet.dup,
-            packet.packet_id,
-            forwarded(properties),
-            self._session.client_id,
-            None if expiry_s is None else now + expiry_s,
-        )
-        self._take([message], now)
-
-    def _on_run(self, messages: list[Message], now: float) -> None:
-        """PUBLISH packets of one topic and one QoS without properties."""
-        session = self.session
-        if session is None or self.state is not State.CONNECTED:
-            raise ProtocolError(f"PUBLISH while {self.state.value}")
-        client_id = session.client_id
-        overhead_bytes = len(messages[0].topic) + OVERHEAD_BYTES
-        for message in messages:
-            message.sender = client_id
-            message.expires_at = None
-            message.batch = message.stored = 0
-            message.size = len(message.payload) + overhead_bytes
-        self._take(messages, now)
-
-    def _on_publish_run(self, packets: PublishRun, now: float) -> None:
-        """QoS 0 in bulk: nothing to acknowledge, nothing to look at but the topic."""
-        may = self.rights is None or self.rights.publish(packets.topic, now)
-        engine = self.engine
-        engine.stats.packets_received += packets.count - 1
-        run = WireRun(packets, self.version, self._session.client_id, now)
-        if engine.message_watcher is not None:
-            engine.message_watcher.received(run.sender, run.messages, may)
-        if may:
-            engine.route(run)
-        else:
-            self._not_authorized(packets.topic, packets.count)
-
-    def _take(self, messages: list[Message], now: float) -> None:
-        engine = self.engine
-        qos = messages[0].qos
-        since = len(engine.changes)
-        may = self.rights is None or self.rights.publish(messages[0].topic, now)
-        used_bytes = engine.budget.used_bytes
-        if qos == 2:
-            messages = self._new_only(messages)
-            if not messages:
-                return
-        if engine.message_watcher is not None:
-            engine.message_watcher.received(messages[0].sender, messages, may)
-        if not may:
-            self._not_authorized(messages[0].topic, len(messages))
-        if not qos:
-            if may:
-                engine.publish(messages, now)
-            return
-        reason: int
-        if not may:
-            # 3.1.1 [MQTT-3.3.5-2] acknowledge or close: a device with a wrong topic would come back for ever
-            reason = ReasonCode.NOT_AUTHORIZED if self.version == MQTT_5_0 else ReasonCode.SUCCESS
-        elif engine.store_trouble and self.version == MQTT_5_0:
-            reason = ReasonCode.QUOTA_EXCEEDED  # nothing new can be kept; what was taken waits for the disk
-        else:
-            reason = engine.publish(messages, now, self.session if qos == 2 else None)
-        if engine.budget.pressed and engine.budget.used_bytes > used_bytes:
-            self._withhold()
-        self._acknowledge(messages, qos, reason, since)
-
-    def _not_authorized(self, topic: str, count: int) -> None:
-        self.engine.stats.refuse(Action.PUBLISH, count)
-        self.engine.log.info("%.200r may not publish to %.200r", self.client_id, topic)
-
-    def _withhold(self) -> None:
+    def withhold(self) -> None:
         """Memory is short and this client adds to what waits: let its window close.
 
         Receive Maximum cannot change within a connection (5.0 section 3.2.2.3.3), but nobody says how soon a PUBLISH is
@@ -376,118 +309,22 @@ class Connection:
 
     def let_go(self) -> None:
         """Give the acknowledgements that were held back to the outbox."""
-        withheld, self._withheld, self._withheld_publishes = self._withheld, None, 0
+        withheld, self._withheld, self.withheld_publishes = self._withheld, None, 0
         for data, batch, publishes in withheld or ():
             self.outbox.send_after(data, batch, publishes)
 
-    def _send_acknowledgement(self, data: bytes, batch: int, publishes: int) -> None:
+    def acknowledge(self, data: bytes, batch: int, publishes: int) -> None:
         """PUBACK or PUBREC, in order: 5.0 [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
         if self._withheld is None:
             self.outbox.send_after(data, batch, publishes)
         else:
             self._withheld.append((data, batch, publishes))
-            self._withheld_publishes += publishes
-
-    def _acknowledge(self, packets: list[Message], qos: int, reason: int, since: int) -> None:
-        engine = self.engine
-        session = self.session
-        assert session is not None
-        if reason == ReasonCode.QUOTA_EXCEEDED and self.version < MQTT_5_0:
-            # Before 5.0 an acknowledgement cannot say no, and one that says yes would be a lie.
-            raise ProtocolError(f"no room for the message to {packets[0].topic!r}", reason)
-        if qos == 2 and reason < 0x80:
-            incoming = session.incoming
-            if incoming is None:
-                incoming = session.incoming = set()
-            for packet in packets:
-                incoming.add(packet.packet_id)
-                if session.window.changes is not None:
-                    engine.changes.append(Received(session.client_id, packet.packet_id))
-        if self.version < MQTT_5_0 or not reason:
-            kind = b"\x40\x02" if qos == 1 else b"\x50\x02"
-            data = kind + kind.join([PACKET_ID[packet.packet_id] for packet in packets])
-        else:
-            kind = b"\x40\x03" if qos == 1 else b"\x50\x03"
-            code = bytes((reason,))
-            data = kind + (code + kind).join([PACKET_ID[packet.packet_id] for packet in packets]) + code
-        engine.stats.answers_sent += len(packets)
-        # A QoS 2 message that was taken counts in ``incoming`` until PUBREL.
-        held = len(packets) if qos == 1 or reason >= 0x80 else 0
-        self._send_acknowledgement(data, engine.batch if len(engine.changes) > since else 0, held)
-        held = self.outbox.held + self._withheld_publishes
-        if held and self.version == MQTT_5_0 and held + len(session.incoming or ()) > self.receive_maximum:
-            raise ProtocolError(
-                "more unacknowledged messages than Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
-            )
-
-    def _new_only(self, packets: list[Message]) -> list[Message]:
-        """Of QoS 2 messages, those that are no repetition; the others are acknowledged again (5.0 [MQTT-4.3.3-10])."""
-        incoming = self._session.incoming or set()
-        new: list[Message] = []
-        seen: set[int] = set()
-        for packet in packets:
-            if packet.packet_id in incoming or packet.packet_id in seen:
-                self._send_acknowledgement(b"\x50\x02" + PACKET_ID[packet.packet_id], 0, 0)
-                self.engine.stats.answers_sent += 1
-            else:
-                seen.add(packet.packet_id)
-                new.append(packet)
-        if self.version == MQTT_5_0 and len(incoming) + len(new) > self.receive_maximum:
-            # 5.0 [MQTT-3.3.4-7]: more than we said we take
-            raise ProtocolError(
-                "more QoS 2 messages under way than Receive Maximum", ReasonCode.RECEIVE_MAXIMUM_EXCEEDED
-            )
-        return new
-
-    def _resolve_alias(self, topic: str, properties: Properties) -> str:
-        alias = properties.get("topic_alias")
-        if alias is None:
-            return topic
-        if alias > self.engine.config.topic_alias_maximum:  # 5.0 [MQTT-3.2.2-17], [MQTT-3.2.2-18]
-            raise ProtocolError(f"topic alias {alias} is over our maximum", ReasonCode.TOPIC_ALIAS_INVALID)
-        if self.aliases is None:
-            self.aliases = {}
-        if topic:
-            self.aliases[alias] = topic
-            return topic
-        known = self.aliases.get(alias)
-        if known is None:
-            raise ProtocolError(f"topic alias {alias} was never set", ReasonCode.PROTOCOL_ERROR)
-        return known
-
-    def _on_pubrel(self, packet: Pubrel, now: float) -> None:
-        self._on_pubrels([packet.packet_id])
-
-    def _on_pubrels(self, packet_ids: list[int]) -> None:
-        session = self._session
-        since = len(self.engine.changes)
-        incoming = session.incoming or set()
-        unknown: set[int] = set()
-        for packet_id in packet_ids:
-            if packet_id not in incoming:
-                unknown.add(packet_id)
-                continue
-            incoming.discard(packet_id)
-            if session.window.changes is not None:
-                self.engine.changes.append(Completed(session.client_id, packet_id))
-        session.incoming = incoming or None
-        self._answer_acks(b"\x70", packet_ids, unknown, since)  # 5.0 [MQTT-4.3.3-11]
-
-    def _answer_acks(self, first: bytes, packet_ids: list[int], unknown: set[int], since: int) -> None:
-        """One answer for each id, in order; from 5.0 on they tell which ids are ``unknown`` to us."""
-        ok = first + b"\x02"
-        if unknown and self.version == MQTT_5_0:
-            no, why = first + b"\x03", bytes((ReasonCode.PACKET_IDENTIFIER_NOT_FOUND,))
-            answers = [no + PACKET_ID[id] + why if id in unknown else ok + PACKET_ID[id] for id in packet_ids]
-        else:
-            answers = [ok + PACKET_ID[id] for id in packet_ids]
-        self.outbox.send_after(b"".join(answers), self._batch(since))
-        self.engine.stats.answers_sent += len(packet_ids)
+            self.withheld_publishes += publishes
 
     # being delivered to
 
     def _on_puback(self, packet: Puback, now: float) -> None:
-        window = self._session.window
+        window = self.own_session.window
         entry = window.on_puback(packet.packet_id)
         if entry is not None and packet.reason >= 0x80:
             window.refused()
@@ -496,38 +333,33 @@ class Connection:
         if packet.reason < 0x80:
             self._on_pubrecs([packet.packet_id])
         else:
-            self._session.window.on_pubrec(packet.packet_id, packet.reason)
+            self.own_session.window.on_pubrec(packet.packet_id, packet.reason)
 
     def _on_pubrecs(self, packet_ids: list[int]) -> None:
-        window = self._session.window
+        window = self.own_session.window
         since = len(self.engine.changes)
         unknown = {packet_id for packet_id in packet_ids if not window.on_pubrec(packet_id)}
         # 5.0 [MQTT-4.3.3-4]; an unknown id is answered too, so that the receiver can forget it
-        self._answer_acks(b"\x62", packet_ids, unknown, since)
+        self.answer_acks(b"\x62", packet_ids, unknown, since)
 
     def _on_pubcomp(self, packet: Pubcomp, now: float) -> None:
-        self._session.window.on_pubcomp(packet.packet_id)
+        self.own_session.window.on_pubcomp(packet.packet_id)
 
     def _on_ack_run(self, packets: AckRun, now: float) -> None:
         packet_ids = packets.packet_ids
         self.engine.stats.packets_received += len(packet_ids) - 1
-        window = self._session.window
+        window = self.own_session.window
         if packets.kind is Puback:
             window.on_pubacks(packet_ids)
         elif packets.kind is Pubrec:
             self._on_pubrecs(packet_ids)
         elif packets.kind is Pubrel:
-            self._on_pubrels(packet_ids)
+            on_pubrels(self, packet_ids)
         else:
             for packet_id in packet_ids:
                 window.on_pubcomp(packet_id)
 
     # ending
-
-    @property
-    def _session(self) -> Session:
-        assert self.session is not None
-        return self.session
 
     def refuse(self, error: ProtocolError) -> None:
         """Answer an error as the state and the version allow; the caller closes the connection afterwards."""
@@ -550,12 +382,6 @@ class Connection:
         return {"reason_string": str(error)} if self.problem_information and str(error) else NO_PROPERTIES
 
 
-def forwarded(properties: Properties) -> Properties:
-    """What of a PUBLISH or will travels on to its receivers unaltered (5.0 [MQTT-3.3.2-4], [MQTT-3.3.2-15] ff.)."""
-    kept = {key: value for key, value in properties.items() if key in FORWARDED}
-    return cast(Properties, kept) if kept else NO_PROPERTIES
-
-
 def legal(kind: PacketType, reason: int) -> int:
     """``reason`` where ``kind`` may carry it, else Protocol Error: a second CONNECT may fail for reasons of a first."""
     return reason if reason in LEGAL[kind] else ReasonCode.PROTOCOL_ERROR
@@ -569,12 +395,12 @@ HANDLERS: Final[dict[State, dict[type, Handler]]] = {
     # 5.0 [MQTT-3.1.2-30] until CONNACK nothing else than AUTH and DISCONNECT
     State.AUTHENTICATING: {Auth: on_auth, Disconnect: Connection._on_disconnect},
     State.CONNECTED: {
-        Publish: Connection._on_publish,
-        Message: Connection._on_publish,
-        PublishRun: Connection._on_publish_run,
+        Publish: on_publish,
+        Message: on_publish,
+        PublishRun: on_publish_run,
         Puback: Connection._on_puback,
         Pubrec: Connection._on_pubrec,
-        Pubrel: Connection._on_pubrel,
+        Pubrel: on_pubrel,
         Pubcomp: Connection._on_pubcomp,
         AckRun: Connection._on_ack_run,
         Subscribe: on_subscribe,

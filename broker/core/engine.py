@@ -19,10 +19,10 @@ from ..codec.packets import Packet, Will
 from ..codec.reasons import ReasonCode, name_of
 from ..errors import ProtocolError, UnsupportedVersion
 from .budget import Budget
-from .connection import Connection, forwarded
+from .connection import Connection
 from .deadlines import Deadlines, Regular
 from .levels import Levels
-from .message import Message, Run
+from .message import Message, Run, forwarded
 from .ports import (
     Action,
     Answer,

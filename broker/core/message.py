@@ -7,11 +7,11 @@ once per run and form, however many receivers there are.
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..codec.encode import publish_again, publish_parts, publish_run
-from ..codec.packets import MQTT_5_0, Publish, PublishRun
-from ..codec.properties import Properties
+from ..codec.packets import MQTT_5_0, NO_PROPERTIES, Publish, PublishRun
+from ..codec.properties import NO_PROPERTIES, Properties
 
 Parts = tuple[bytes, bytes]
 
@@ -63,6 +63,15 @@ class Message(Publish):
 # tracemalloc on CPython 3.11 (tests/core/test_message.py holds it to the right order of magnitude).
 OVERHEAD_BYTES: Final = 200
 FIELD_BYTES: Final = 60  # what an object of Python costs before it holds anything
+FORWARDED: Final = frozenset(
+    ("payload_format_indicator", "content_type", "response_topic", "correlation_data", "user_property")
+)
+
+
+def forwarded(properties: Properties) -> Properties:
+    """What of a PUBLISH or will travels on to its receivers unaltered (5.0 [MQTT-3.3.2-4], [MQTT-3.3.2-15] ff.)."""
+    kept = {key: value for key, value in properties.items() if key in FORWARDED}
+    return cast(Properties, kept) if kept else NO_PROPERTIES
 
 
 def _weigh(value: object) -> int:

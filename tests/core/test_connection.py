@@ -32,9 +32,9 @@ from tidings.broker.codec.packets import (
     Unsubscribe,
     Will,
 )
-from tidings.broker.core.connection import HANDLERS, Connection, forwarded
+from tidings.broker.core.connection import HANDLERS, Connection
 from tidings.broker.core.engine import Engine
-from tidings.broker.core.message import Message
+from tidings.broker.core.message import Message, forwarded
 from tidings.broker.core.ports import Challenge
 from tidings.broker.core.state import State
 

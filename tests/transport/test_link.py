@@ -22,6 +22,8 @@ from tidings.broker.codec.packets import (
     Subscribe,
     SubscribeFilter,
 )
+from tidings.broker.codec.properties import Properties
+from tidings.broker.core import publishing
 from tidings.broker.core.connection import Connection
 from tidings.broker.core.ports import PauseReason
 from tidings.broker.transport import link as link_module
@@ -247,14 +249,14 @@ def test_connections_over_the_limit_are_closed_and_their_places_free_again_later
 def test_an_internal_error_costs_the_client_that_met_it_its_connection_and_nobody_else_anything(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resolve = Connection._resolve_alias
+    resolve = publishing._resolve_alias
 
-    def explode(connection: Connection, topic: str, properties: object) -> str:
+    def explode(connection: Connection, topic: str, properties: Properties) -> str:
         if topic == "bomb":
             raise RuntimeError("a bug")
-        return resolve(connection, topic, properties)  # type: ignore[arg-type]
+        return resolve(connection, topic, properties)
 
-    monkeypatch.setattr(Connection, "_resolve_alias", explode)
+    monkeypatch.setattr(publishing, "_resolve_alias", explode)
 
     async def scene(broker: Broker, url: str) -> None:
         victim = await RawClient.connect(url, "victim")
