@@ -124,8 +124,22 @@ class Connection:
         return f"<{self.state.value} {self.client_id!r:.200} from {self.peer}>"  # an id may have 65,535 bytes
 
     def on_due(self, now: float) -> None:
-        """Nothing may have been heard for too long."""
-        self.engine.connection_due(self, now)
+        """Nothing may have been heard for too long: no CONNECT at all, or no sign of life within the keep-alive."""
+        engine = self.engine
+        if self.held_up and self.identity is None and self.state is State.CONNECTING:
+            engine.deadlines.set(self, now + engine.config.connect_timeout_s)  # it is us who did not listen
+        elif self.state is not State.CONNECTED:
+            why = "no CONNECT in time" if self.identity is None else "not authenticated in time"
+            engine.log.warning("closing %r: %s", self, why)
+            engine.leave(self, now, why)
+        elif self.keep_alive_s:
+            # While the store holds clients up, it may be us who did not listen.
+            due = (now if engine.stalled or self.held_up else self.last_seen) + self.keep_alive_s
+            if due > now:
+                engine.deadlines.set(self, due)
+            else:
+                error = ProtocolError("nothing heard within the keep-alive", ReasonCode.KEEP_ALIVE_TIMEOUT)
+                engine.fail(self, error, now)
 
     def become(self, state: State) -> None:
         """Enter ``state``: from now on the packets of its row are legal."""

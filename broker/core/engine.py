@@ -39,9 +39,10 @@ from .ports import (
 )
 from .queue import DropReason
 from .retained import Retained
-from .session import NEVER, Session
-from .snapshot import Loads, Snapshot, Stats, heaviest, sys_topics
+from .session import NEVER, Session, restored
+from .snapshot import Snapshot, Stats, take_snapshot
 from .state import State
+from .sys_topics import SysTopics
 from .topics import Grant, Share, Topics, weight
 from .window import Entry, Window
 
@@ -88,12 +89,11 @@ class Engine:
         self.store_trouble = ""  # why the store writes nothing at all
         self.clients_expired = 0
         self.clients_maximum = 0
-        self._loads = Loads()
         self.deadlines = Deadlines()
         self.budget = Budget(config, self.deadlines)
         self.deadlines.set(Regular(self.deadlines, self._sweep, SWEEP_S), now + SWEEP_S)
         if config.sys_interval_s:
-            self.deadlines.set(Regular(self.deadlines, self._publish_sys, config.sys_interval_s), now)
+            self.deadlines.set(Regular(self.deadlines, SysTopics(self).publish, config.sys_interval_s), now)
 
     # what adapters call
 
@@ -485,16 +485,7 @@ class Engine:
         away: list[Session] = []
         for kept in sessions:
             record = kept.record
-            window = Window(record.client_id, self.config, self.stats, self.budget)
-            session = self.sessions[record.client_id] = Session(self, record.client_id, window)
-            window.keeps = record.expiry_s > 0
-            window.changes = self.changes
-            window.restore(kept)
-            session.incoming = kept.incoming or None
-            session.expiry_s = record.expiry_s
-            session.expires_at = record.expires_at
-            session.will = record.will
-            session.will_at = record.will_at
+            session = self.sessions[record.client_id] = restored(self, kept)
             for filter, grant in record.subscriptions.items():
                 self.subscribe(session, filter, grant)
             if record.connected:
@@ -523,23 +514,6 @@ class Engine:
 
     # time
 
-    def connection_due(self, connection: Connection, now: float) -> None:
-        """Nothing may have been heard for too long: no CONNECT at all, or no sign of life within the keep-alive."""
-        if connection.held_up and connection.identity is None and connection.state is State.CONNECTING:
-            self.deadlines.set(connection, now + self.config.connect_timeout_s)  # it is us who did not listen
-        elif connection.state is not State.CONNECTED:
-            why = "no CONNECT in time" if connection.identity is None else "not authenticated in time"
-            self.log.warning("closing %r: %s", connection, why)
-            self.leave(connection, now, why)
-        elif connection.keep_alive_s:
-            # While the store holds clients up, it may be us who did not listen.
-            due = (now if self.stalled or connection.held_up else connection.last_seen) + connection.keep_alive_s
-            if due > now:
-                self.deadlines.set(connection, due)
-            else:
-                error = ProtocolError("nothing heard within the keep-alive", ReasonCode.KEEP_ALIVE_TIMEOUT)
-                self.fail(connection, error, now)
-
     def _sweep(self, now: float) -> None:
         for topic in self.retained.sweep(now):
             if self.keeps:
@@ -549,34 +523,4 @@ class Engine:
 
     def snapshot(self, now: float) -> Snapshot:
         """The broker in numbers."""
-        connected = sum(session.connection is not None for session in self.sessions.values())
-        windows = [session.window for session in self.sessions.values()]
-        return Snapshot(
-            uptime_s=now - self.started_at,
-            clients_connected=connected,
-            clients_disconnected=len(self.sessions) - connected,
-            clients_expired=self.clients_expired,
-            clients_maximum=self.clients_maximum,
-            subscriptions=self.topics.count,
-            retained_messages=len(self.retained),
-            retained_bytes=self.retained.bytes,
-            queued_messages=sum(window.queued for window in windows),
-            queued_bytes=sum(window.queued_bytes for window in windows),
-            inflight_messages=sum(len(window.inflight) for window in windows),
-            stats=self.stats,
-            store_trouble=self.store_trouble,
-            memory_bytes=self.budget.used_bytes,
-            memory_budget_bytes=self.budget.limit_bytes,
-            heaviest=heaviest(self.sessions.values()),
-        )
-
-    def _publish_sys(self, now: float) -> None:
-        interval_s = self.config.sys_interval_s
-        self._loads.update(self.stats, interval_s)
-        for topic, value in sys_topics(self, now, self._loads).items():
-            old = self.retained.get(topic)
-            payload = value.encode()
-            if old is None or old.payload != payload:
-                message = Message(topic, payload, 0, True)
-                self.retained.set(message)
-                self.announce(message, now)
+        return take_snapshot(self, now)

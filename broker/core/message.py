@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from ..codec.encode import publish_again, publish_parts, publish_run
 from ..codec.packets import MQTT_5_0, NO_PROPERTIES, Publish, PublishRun
-from ..codec.properties import NO_PROPERTIES, Properties
+from ..codec.properties import Properties
 
 Parts = tuple[bytes, bytes]
 

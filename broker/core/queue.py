@@ -19,7 +19,7 @@ from ..policy import Overflow
 from .budget import Budget
 from .latest import Latest
 from .message import Message
-from .ports import Acked, Batch, Outbox, Queued, Released
+from .ports import Acked, Batch, Outbox, Queued
 from .spill import Spill
 from .topics import Grant
 
@@ -328,39 +328,6 @@ class Queue:
             else:
                 self.forget(seq, message, DropReason.MEMORY)
         self.queue = queue or None
-        self.settle()
-
-    def shed_resend(self, level_bytes: int) -> None:
-        """Of what the client that is away had not acknowledged, leave to the store what it has, the rest is dropped."""
-        resend = self.resend
-        assert resend is not None
-        spill = self.spill
-        spillable = (
-            self.changes is not None
-            and not (self.queue or self.latest or self.mixed)
-            and (spill is None or not spill.asked)
-        )
-        released: list[int] = []
-        while resend and self.inflight_bytes > level_bytes:
-            message, grant, seq = resend.pop()
-            self.inflight_bytes -= message.size
-            if spillable and message.stored >= 0:
-                if spill is None:
-                    spill = self.spill = Spill(seq - 1)
-                spill.maybe_sent_seq = max(spill.maybe_sent_seq, seq)
-                spill.after_seq = seq - 1
-                spill.add(message.size)
-            elif message.qos == 2 and grant.qos == 2:
-                # The client may remember the packet id. PUBREL makes it forget that: 5.0 section 4.3.3.
-                released.append(seq)
-                if self.changes is not None:
-                    self.changes.append(Released(self.client_id, seq, message))
-                self.drop(DropReason.MEMORY, 1)
-            else:
-                self.forget(seq, message, DropReason.MEMORY)
-        for seq in reversed(released):
-            self.released[seq % MAX_PACKET_ID + 1] = seq
-        self.resend = resend or None
         self.settle()
 
     def settle(self) -> None:

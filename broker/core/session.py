@@ -14,7 +14,7 @@ from .window import Window
 if TYPE_CHECKING:
     from .connection import Connection
     from .engine import Engine
-    from .ports import PauseReason
+    from .ports import PauseReason, Restored
 
 NEVER: Final = 0xFFFFFFFF  # Session Expiry Interval that means: does not expire
 
@@ -101,4 +101,20 @@ def adopt(engine: "Engine", client_id: str, now: float) -> Session:
         window.changes = engine.changes
     engine.watch(session)
     engine.save(session)
+    return session
+
+
+def restored(engine: "Engine", kept: "Restored") -> Session:
+    """A session as a store kept it, but for its subscriptions."""
+    record = kept.record
+    window = Window(record.client_id, engine.config, engine.stats, engine.budget)
+    window.keeps = record.expiry_s > 0
+    window.changes = engine.changes
+    window.restore(kept)
+    session = Session(engine, record.client_id, window)
+    session.incoming = kept.incoming or None
+    session.expiry_s = record.expiry_s
+    session.expires_at = record.expires_at
+    session.will = record.will
+    session.will_at = record.will_at
     return session

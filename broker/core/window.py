@@ -8,31 +8,28 @@
 2. Queue and ``latest`` together are bounded in messages and in bytes. What does not fit is dropped by the policy of its
    subscription and counted with its reason.
 3. Order is kept: nothing overtakes the queue, and after a reconnection what was in flight goes first, with DUP.
-4. What was sent once is not dropped, because the receiver may hold state for its packet id; but for the memory budget,
-   while its client is away and no store has it.
-5. A delivery at QoS 1 or 2 has a sequence number from the moment it is owed; its packet id follows from it
+4. A delivery at QoS 1 or 2 has a sequence number from the moment it is owed; its packet id follows from it
    (``seq % 65535 + 1``), so that a restored session repeats a message under the id that it had.
 
 Nothing here knows sockets: bytes go to the ``Outbox``, promises to the list of changes.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from ..codec.encode import publish_parts
 from ..codec.packets import MQTT_5_0
 from ..codec.wire import PACKET_ID
-from ..errors import ProtocolError
 from ..policy import MISSED_PROPERTY
 from .budget import SLACK_BYTES, Budget
+from .inflight import InFlight
 from .message import Message, Run
-from .ports import Acked, Outbox, Queued, Released, Restored, Wanted
+from .ports import Acked, Outbox, Queued, Restored, Wanted
 from .queue import MAX_PACKET_ID as MAX_PACKET_ID
 from .queue import DropReason as DropReason
 from .queue import Entry as Entry
-from .queue import Queue
 from .rights import Rights
 from .spill import Spill
 from .topics import Grant
@@ -45,7 +42,7 @@ DUP: Final = 0x08
 SLICE_BYTES: Final = 65_536  # how much one pump hands to the outbox before it looks at its mark again
 
 
-class Window(Queue):
+class Window(InFlight):
     """Deliveries to one session. ``keeps`` says whether it is owed messages while no client is connected.
 
     ``wake`` is set for subscribers inside this process: they have no outbox and pull with ``take``.
@@ -55,7 +52,6 @@ class Window(Queue):
         "_aliases",
         "_in_line",
         "alias_maximum",
-        "inflight",
         "keeps",
         "limit",
         "max_packet_size",
@@ -75,7 +71,6 @@ class Window(Queue):
         self.max_packet_size = 0  # 0 = the client named none
         self.alias_maximum = 0
         self._aliases: dict[str, int] | None = None  # topics named on this connection, if its client takes aliases
-        self.inflight: dict[int, Entry] = {}
         self.sent = 0
         self._in_line = False  # whether something published at QoS 2 may still wait in the outbox
 
@@ -474,66 +469,6 @@ class Window(Queue):
         self.take_back(entries)
         self.pump(now)
 
-    # acknowledgements
-
-    def on_puback(self, packet_id: int) -> Entry | None:
-        """QoS 1 delivered; None if nothing was in flight under this id (5.0 section 4.4 lets a server ignore that)."""
-        entry = self.inflight.get(packet_id)
-        if entry is None:
-            return None
-        if entry[0].qos == 2 and entry[1].qos == 2:  # it stays where it is: still owed, and in its order
-            raise ProtocolError(f"PUBACK for packet id {packet_id}, which was sent at QoS 2")
-        del self.inflight[packet_id]
-        self.inflight_bytes -= entry[0].size
-        if self.changes is not None:
-            self.changes.append(Acked(self.client_id, entry[2], entry[0]))
-        return entry
-
-    def on_pubacks(self, packet_ids: Iterable[int]) -> None:
-        """``on_puback`` for many."""
-        inflight = self.inflight
-        noted = self.changes is not None
-        freed_bytes = 0
-        try:
-            for packet_id in packet_ids:
-                entry = inflight.get(packet_id)
-                if entry is None:
-                    continue
-                if noted or entry[1].qos == 2:
-                    self.on_puback(packet_id)
-                else:
-                    del inflight[packet_id]
-                    freed_bytes += entry[0].size
-        finally:
-            self.inflight_bytes -= freed_bytes
-
-    def on_pubrec(self, packet_id: int, reason: int = 0) -> bool:
-        """QoS 2 received; False if nothing was in flight under this id."""
-        entry = self.inflight.get(packet_id)
-        if entry is None:
-            return packet_id in self.released
-        message, grant, seq = entry
-        if message.qos < 2 or grant.qos < 2:
-            raise ProtocolError(f"PUBREC for packet id {packet_id}, which was sent at QoS 1")
-        del self.inflight[packet_id]
-        self.inflight_bytes -= message.size
-        if reason >= 0x80:
-            self.forget(seq, message, DropReason.REFUSED)
-            return True
-        self.released[packet_id] = seq
-        if self.changes is not None:
-            self.changes.append(Released(self.client_id, seq, message))
-        return True
-
-    def on_pubcomp(self, packet_id: int) -> bool:
-        """QoS 2 complete; False if nothing was released under this id."""
-        seq = self.released.pop(packet_id, None)
-        if seq is None:
-            return False
-        if self.changes is not None:
-            self.changes.append(Acked(self.client_id, seq, None))
-        return True
-
     # dropping
 
     def shed(self, level_bytes: int) -> None:
@@ -556,10 +491,6 @@ class Window(Queue):
         if seq and self.changes is not None:
             self.changes.append(Acked(self.client_id, seq, message))
         chosen[0].deliver(Run([message], now), chosen[1])
-
-    def refused(self) -> None:
-        """PUBACK came with a reason of 0x80 or above; 5.0 [MQTT-4.8.2-6] nobody else gets the message."""
-        self.drop(DropReason.REFUSED, 1)
 
     def end(self) -> None:
         """The session is over: what it was still owed is counted as dropped."""

@@ -4,7 +4,8 @@ from math import exp
 
 import pytest
 
-from tidings.broker.core.snapshot import LOAD_MINUTES, Loads, Stats
+from tidings.broker.core.snapshot import Stats
+from tidings.broker.core.sys_topics import LOAD_MINUTES, Loads
 
 from ..conformance.wire import Peer, Wire
 

@@ -1,0 +1,127 @@
+"""What was sent to one session at QoS 1 and 2 and is not acknowledged: by packet id, until PUBACK or PUBCOMP.
+
+    sent ──▶ inflight ──PUBACK──▶ done
+                └──PUBREC──▶ released ──PUBCOMP──▶ done
+
+1. What was sent once is not dropped, because the receiver may hold state for its packet id; but for the memory budget,
+   while its client is away and no store has it.
+2. An acknowledgement of the wrong kind is an error of the client's, and changes nothing.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..errors import ProtocolError
+from .budget import Budget
+from .ports import Acked, Released
+from .queue import MAX_PACKET_ID, DropReason, Entry, Queue
+from .spill import Spill
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from .snapshot import Stats
+
+
+class InFlight(Queue):
+    """The messages of one session that are on their way, and through ``Queue`` those that wait to be sent."""
+
+    __slots__ = ("inflight",)
+
+    def __init__(self, client_id: str, config: "Config", stats: "Stats", budget: Budget | None = None) -> None:
+        super().__init__(client_id, config, stats, budget)
+        self.inflight: dict[int, Entry] = {}
+
+    def on_puback(self, packet_id: int) -> Entry | None:
+        """QoS 1 delivered; None if nothing was in flight under this id (5.0 section 4.4 lets a server ignore that)."""
+        entry = self.inflight.get(packet_id)
+        if entry is None:
+            return None
+        if entry[0].qos == 2 and entry[1].qos == 2:  # it stays where it is: still owed, and in its order
+            raise ProtocolError(f"PUBACK for packet id {packet_id}, which was sent at QoS 2")
+        del self.inflight[packet_id]
+        self.inflight_bytes -= entry[0].size
+        if self.changes is not None:
+            self.changes.append(Acked(self.client_id, entry[2], entry[0]))
+        return entry
+
+    def on_pubacks(self, packet_ids: Iterable[int]) -> None:
+        """``on_puback`` for many."""
+        inflight = self.inflight
+        noted = self.changes is not None
+        freed_bytes = 0
+        try:
+            for packet_id in packet_ids:
+                entry = inflight.get(packet_id)
+                if entry is None:
+                    continue
+                if noted or entry[1].qos == 2:
+                    self.on_puback(packet_id)
+                else:
+                    del inflight[packet_id]
+                    freed_bytes += entry[0].size
+        finally:
+            self.inflight_bytes -= freed_bytes
+
+    def on_pubrec(self, packet_id: int, reason: int = 0) -> bool:
+        """QoS 2 received; False if nothing was in flight under this id."""
+        entry = self.inflight.get(packet_id)
+        if entry is None:
+            return packet_id in self.released
+        message, grant, seq = entry
+        if message.qos < 2 or grant.qos < 2:
+            raise ProtocolError(f"PUBREC for packet id {packet_id}, which was sent at QoS 1")
+        del self.inflight[packet_id]
+        self.inflight_bytes -= message.size
+        if reason >= 0x80:
+            self.forget(seq, message, DropReason.REFUSED)
+            return True
+        self.released[packet_id] = seq
+        if self.changes is not None:
+            self.changes.append(Released(self.client_id, seq, message))
+        return True
+
+    def on_pubcomp(self, packet_id: int) -> bool:
+        """QoS 2 complete; False if nothing was released under this id."""
+        seq = self.released.pop(packet_id, None)
+        if seq is None:
+            return False
+        if self.changes is not None:
+            self.changes.append(Acked(self.client_id, seq, None))
+        return True
+
+    def refused(self) -> None:
+        """PUBACK came with a reason of 0x80 or above; 5.0 [MQTT-4.8.2-6] nobody else gets the message."""
+        self.drop(DropReason.REFUSED, 1)
+
+    def shed_resend(self, level_bytes: int) -> None:
+        """Of what the client that is away had not acknowledged, leave to the store what it has, the rest is dropped."""
+        resend = self.resend
+        assert resend is not None
+        spill = self.spill
+        spillable = (
+            self.changes is not None
+            and not (self.queue or self.latest or self.mixed)
+            and (spill is None or not spill.asked)
+        )
+        released: list[int] = []
+        while resend and self.inflight_bytes > level_bytes:
+            message, grant, seq = resend.pop()
+            self.inflight_bytes -= message.size
+            if spillable and message.stored >= 0:
+                if spill is None:
+                    spill = self.spill = Spill(seq - 1)
+                spill.maybe_sent_seq = max(spill.maybe_sent_seq, seq)
+                spill.after_seq = seq - 1
+                spill.add(message.size)
+            elif message.qos == 2 and grant.qos == 2:
+                # The client may remember the packet id. PUBREL makes it forget that: 5.0 section 4.3.3.
+                released.append(seq)
+                if self.changes is not None:
+                    self.changes.append(Released(self.client_id, seq, message))
+                self.drop(DropReason.MEMORY, 1)
+            else:
+                self.forget(seq, message, DropReason.MEMORY)
+        for seq in reversed(released):
+            self.released[seq % MAX_PACKET_ID + 1] = seq
+        self.resend = resend or None
+        self.settle()
