@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ProtocolError
 from .budget import Budget
-from .ports import Acked, Released
+from .ports import Acked, Batch, Finished, Released
 from .queue import MAX_PACKET_ID, DropReason, Entry, Queue
 from .spill import Spill
 
@@ -41,26 +41,35 @@ class InFlight(Queue):
         del self.inflight[packet_id]
         self.inflight_bytes -= entry[0].size
         if self.changes is not None:
-            self.changes.append(Acked(self.client_id, entry[2], entry[0]))
+            self.changes.append(Acked(self.client_id, entry[2], [entry[0]]))
         return entry
 
     def on_pubacks(self, packet_ids: Iterable[int]) -> None:
         """``on_puback`` for many."""
         inflight = self.inflight
-        noted = self.changes is not None
-        freed_bytes = 0
+        freed: list[Entry] = []
         try:
             for packet_id in packet_ids:
                 entry = inflight.get(packet_id)
                 if entry is None:
                     continue
-                if noted or entry[1].qos == 2:
+                if entry[1].qos == 2:
                     self.on_puback(packet_id)
                 else:
                     del inflight[packet_id]
-                    freed_bytes += entry[0].size
+                    freed.append(entry)
         finally:
-            self.inflight_bytes -= freed_bytes
+            self.inflight_bytes -= sum([entry[0].size for entry in freed])
+            if freed and self.changes is not None:
+                self._note_acked(self.changes, freed)
+
+    def _note_acked(self, changes: Batch, entries: list[Entry]) -> None:
+        """One change for all if their numbers are consecutive, which they mostly are; else one for each."""
+        first = entries[0][2]
+        if [entry[2] for entry in entries] == list(range(first, first + len(entries))):
+            changes.append(Acked(self.client_id, first, [entry[0] for entry in entries]))
+        else:
+            changes += [Acked(self.client_id, seq, [message]) for message, _, seq in entries]
 
     def on_pubrec(self, packet_id: int, reason: int = 0) -> bool:
         """QoS 2 received; False if nothing was in flight under this id."""
@@ -86,7 +95,7 @@ class InFlight(Queue):
         if seq is None:
             return False
         if self.changes is not None:
-            self.changes.append(Acked(self.client_id, seq, None))
+            self.changes.append(Finished(self.client_id, seq))
         return True
 
     def refused(self) -> None:

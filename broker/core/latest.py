@@ -91,7 +91,7 @@ class Latest:
             seq = old[2]
             window.queued_bytes -= old[0].size
             if seq and changes is not None:
-                changes.append(Acked(window.client_id, seq, old[0]))
+                changes.append(Acked(window.client_id, seq, [old[0]]))
         if not qos:
             seq = 0
         elif not seq:
@@ -117,7 +117,7 @@ class Latest:
             self._put(entry)
             window.queued_bytes += entry[0].size - (old[0].size if old is not None else 0)
         if gone is not None and gone[2] and window.changes is not None:
-            window.changes.append(Acked(window.client_id, gone[2], gone[0]))
+            window.changes.append(Acked(window.client_id, gone[2], [gone[0]]))
         return gone is not None
 
     def _get(self, topic: str) -> "Entry | None":

@@ -84,11 +84,11 @@ class Queued:
 
 @dataclass(slots=True)
 class Acked:
-    """The session has ``message`` (PUBACK), or it was dropped by a stated policy. ``message`` None: PUBCOMP arrived."""
+    """The session has ``messages``, owed under ``seq`` and the numbers after it (PUBACK), or a policy dropped them."""
 
     client_id: str
     seq: int
-    message: "Message | None"
+    messages: "list[Message]"
 
 
 @dataclass(slots=True)
@@ -98,6 +98,14 @@ class Released:
     client_id: str
     seq: int
     message: "Message"
+
+
+@dataclass(slots=True)
+class Finished:
+    """PUBCOMP arrived for ``seq``: PUBREL is not owed any more."""
+
+    client_id: str
+    seq: int
 
 
 @dataclass(slots=True)
@@ -148,7 +156,7 @@ class Wanted:
     size_bytes: int
 
 
-Change = Queued | Acked | Released | Received | Completed | SessionSaved | SessionGone | RetainedSet | Wanted
+Change = Queued | Acked | Released | Finished | Received | Completed | SessionSaved | SessionGone | RetainedSet | Wanted
 
 
 class Batch(list[Change]):

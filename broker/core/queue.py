@@ -283,7 +283,7 @@ class Queue:
                 self.forget(seq, message, DropReason.EXPIRED)
                 continue
             if seq and self.changes is not None:
-                self.changes.append(Acked(self.client_id, seq, message))
+                self.changes.append(Acked(self.client_id, seq, [message]))
             yield message
 
     def regroup(self) -> None:
@@ -340,7 +340,7 @@ class Queue:
     def forget(self, seq: int, message: Message, reason: DropReason) -> None:
         """``message`` is not owed any more."""
         if seq and self.changes is not None:
-            self.changes.append(Acked(self.client_id, seq, message))
+            self.changes.append(Acked(self.client_id, seq, [message]))
         self.drop(reason, 1)
 
     def drop(self, reason: DropReason, count: int) -> None:

@@ -243,7 +243,8 @@ class Window(InFlight):
             return 0
         batch = run.batch
         if self.changes is not None and messages[0].stored >= 0:
-            self.changes.append(Queued(self.client_id, first + 1, messages[:count], grant))
+            taken = messages if count == run.count else messages[:count]
+            self.changes.append(Queued(self.client_id, first + 1, taken, grant))
             if qos == 2:
                 # The client will remember this packet id until PUBREL; so must we, even through a crash, or the next
                 # message under the same id would look like a repetition of this one.
@@ -489,7 +490,7 @@ class Window(InFlight):
             self.forget(seq, message, DropReason.NOT_AUTHORIZED)
             return
         if seq and self.changes is not None:
-            self.changes.append(Acked(self.client_id, seq, message))
+            self.changes.append(Acked(self.client_id, seq, [message]))
         chosen[0].deliver(Run([message], now), chosen[1])
 
     def end(self) -> None:

@@ -13,6 +13,7 @@ from ..core.ports import (
     Acked,
     Change,
     Completed,
+    Finished,
     Queued,
     Received,
     Released,
@@ -144,18 +145,18 @@ class MemoryStore:
                 self._apply_to(kept, change)
 
     @staticmethod
-    def _apply_to(kept: _Kept, change: Queued | Acked | Released | Received | Completed) -> None:
+    def _apply_to(kept: _Kept, change: Queued | Acked | Released | Finished | Received | Completed) -> None:
         if isinstance(change, Queued):
             for seq, message in enumerate(change.messages, change.seq):
                 kept.owed[seq] = (message, change.grant)
         elif isinstance(change, Acked):
-            if change.message is None:
-                kept.released.discard(change.seq)
-            else:
-                kept.owed.pop(change.seq, None)
+            for seq in range(change.seq, change.seq + len(change.messages)):
+                kept.owed.pop(seq, None)
         elif isinstance(change, Released):
             kept.owed.pop(change.seq, None)
             kept.released.add(change.seq)
+        elif isinstance(change, Finished):
+            kept.released.discard(change.seq)
         elif isinstance(change, Received):
             kept.incoming.add(change.packet_id)
         else:

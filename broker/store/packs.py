@@ -7,7 +7,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Final
 
 from ..core.message import Message
@@ -15,14 +15,18 @@ from ..errors import StoreError
 from .rows import decode_messages, encode_messages, named
 from .schema import PACK_BITS, PACK_BYTES, PACK_MESSAGES
 
-Run = tuple[int, Sequence[Message], int]
-"""Messages owed under a sequence number and those after it, and the id of their grant."""
+Run = tuple[int, Sequence[Message], int, int, int]
+"""Messages owed under a sequence number and those after it: of a list those from one index up to another. Last the id
+of their grant."""
+Span = tuple[int, int, int]
+"""Of a list the messages from one index up to another, and the id of a session that is owed them."""
+Piece = tuple[int, int, int, int]
+"""Messages of a list that have consecutive numbers: index and number of the first, how many, and their bytes."""
 
 # Rows that one INSERT carries. sqlite3 lets go of the GIL around each statement, not each row, so that a busy event
 # loop and the writer meet once per so many rows.
 _ROWS: Final = 50
 _INDEX: Final = (1 << PACK_BITS) - 1
-_HASH: Final = (1 << 61) - 1
 _FIND: Final = (  # ranges up to a number, from the last that begins at or before another on
     "SELECT seq, count, message, options, size FROM owed WHERE session = ? AND seq <= ? "
     "AND seq >= coalesce((SELECT max(seq) FROM owed WHERE session = ? AND seq <= ?), 0) ORDER BY seq"
@@ -51,7 +55,7 @@ class Packs:
         self._database = database
         self._first_row = row
         self._packs: list[_Pack] = []
-        self._open: dict[int, _Pack] = {}
+        self._open: dict[tuple[int, ...], _Pack] = {}  # by the sessions that are owed all of it
         self._moved: dict[int, int] = {}
         self._owed: list[tuple[int, int, int, int, int, int]] = []
         self._found: dict[int, bool] = {}
@@ -78,31 +82,66 @@ class Packs:
     def owe(self, sessions: Sequence[tuple[int, list[Run]]]) -> None:
         """By id of the session, what it is owed from now on."""
         holders = _holders(sessions) if len(sessions) > 1 else {}
-        packed, is_kept, pack_of = self.packed, self._is_kept, self._open.get
+        placed: dict[int, list[Piece]] = {}
         for session, runs in sessions:
             first = options = stored = count = size_bytes = 0
-            for seq, messages, grant in runs:
-                for message in messages:
-                    number, size = message.stored, message.size
-                    if not number or not is_kept(message):
-                        kind = holders.get(id(message), 0) if holders else 0
-                        pack = pack_of(kind)
-                        if pack is None or len(pack.messages) == PACK_MESSAGES or pack.size_bytes + size > PACK_BYTES:
-                            pack = self._open[kind] = self._begin()
-                        number = message.stored = pack.first + len(pack.messages)
-                        pack.messages.append(message)
-                        pack.size_bytes += size
-                        packed.append(message)
+            for seq, messages, start, stop, grant in runs:
+                if not holders:
+                    pieces = self._place(messages, start, stop, ())
+                elif id(messages) in placed:
+                    pieces = placed[id(messages)]
+                else:
+                    pieces = placed[id(messages)] = self._place_all(messages, holders[id(messages)])
+                for at, number, length, size in pieces:
+                    if at < start:
+                        continue
+                    if at >= stop:
+                        break
                     if number == stored + count and seq == first + count and grant == options and count:
-                        count += 1
+                        count += length
                         size_bytes += size
                     else:
                         if count:
                             self._range(session, first, count, stored, options, size_bytes)
-                        first, options, stored, count, size_bytes = seq, grant, number, 1, size
-                    seq += 1
+                        first, options, stored, count, size_bytes = seq, grant, number, length, size
+                    seq += length
             if count:
                 self._range(session, first, count, stored, options, size_bytes)
+
+    def _place_all(self, messages: Sequence[Message], spans: list[Span]) -> list[Piece]:
+        """Numbers for all that somebody is owed of one list: what the same sessions are owed goes to the same packs."""
+        pieces: list[Piece] = []
+        bounds = {at for start, stop, _ in spans for at in (start, stop)}
+        for low, high in pairwise(sorted(bounds)):
+            owners = tuple([session for start, stop, session in spans if start <= low and high <= stop])
+            if owners:
+                pieces += self._place(messages, low, high, owners)
+        return pieces
+
+    def _place(self, messages: Sequence[Message], start: int, stop: int, owners: tuple[int, ...]) -> list[Piece]:
+        """Numbers for messages of a list, which only ``owners`` are owed, as pieces with consecutive numbers."""
+        pieces: list[Piece] = []
+        pack = self._open.get(owners)
+        at = stored = count = size_bytes = 0
+        for index in range(start, stop):
+            message = messages[index]
+            number, size = message.stored, message.size
+            if not number or not self._is_kept(message):
+                if pack is None or len(pack.messages) == PACK_MESSAGES or pack.size_bytes + size > PACK_BYTES:
+                    pack = self._open[owners] = self._begin()
+                number = message.stored = pack.first + len(pack.messages)
+                pack.messages.append(message)
+                pack.size_bytes += size
+                self.packed.append(message)
+            if number == stored + count and count:
+                count += 1
+                size_bytes += size
+            else:
+                if count:
+                    pieces.append((at, stored, count, size_bytes))
+                at, stored, count, size_bytes = index, number, 1, size
+        pieces.append((at, stored, count, size_bytes))
+        return pieces
 
     def _range(self, session: int, seq: int, count: int, stored: int, options: int, size_bytes: int) -> None:
         self._owed.append((session, seq, count, stored, options, size_bytes))
@@ -230,14 +269,12 @@ def read_messages(database: sqlite3.Connection, stored: int, count: int) -> list
     return decode_messages(found[1], found[0], row, range(index, index + count))
 
 
-def _holders(sessions: Iterable[tuple[int, list[Run]]]) -> dict[int, int]:
-    """By ``id`` of a message, a number that stands for all those who are owed it."""
-    holders: dict[int, int] = {}
+def _holders(sessions: Iterable[tuple[int, list[Run]]]) -> dict[int, list[Span]]:
+    """By ``id`` of a list of messages, who is owed which part of it: a run is one list for all its receivers."""
+    holders: dict[int, list[Span]] = {}
     for session, runs in sessions:
-        for _, messages, _ in runs:
-            for message in messages:
-                key = id(message)
-                holders[key] = (holders.get(key, 0) * 1_000_003 + session) & _HASH
+        for _, messages, start, stop, _ in runs:
+            holders.setdefault(id(messages), []).append((start, stop, session))
     return holders
 
 

@@ -63,7 +63,6 @@ class SqliteStore:
         self._unwritten = Unwritten(self._sessions, needs_flush)
         self._grants: dict[int, Grant] = {}
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
-        self._wanted: list[Wanted] = []
         self._cache: dict[int, Message] = {}
         self._bytes_in = 0  # of messages given to write; the loop's thread counts
         self._bytes_out = 0  # of those that are durable; the writer's thread counts
@@ -231,7 +230,6 @@ class SqliteStore:
                         if number != last + 1:
                             raise StoreError(f"batch {number} came after batch {last}")
                         self._unwritten.add(changes)
-                        self._wanted += [change for change in changes if type(change) is Wanted]
                         last = number
                         size_bytes += size
                     item = batches.get_nowait()
@@ -292,7 +290,7 @@ class SqliteStore:
 
     def _answer(self) -> None:
         """Read what was asked for."""
-        wanted, self._wanted = self._wanted, []
+        wanted, self._unwritten.wanted = self._unwritten.wanted, []
         for question in wanted:
             window = question.window
             try:

@@ -9,24 +9,32 @@ meanwhile is never written.
 """
 
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Final
 
 from ..core.message import Message
 from ..core.ports import (
     Acked,
     Change,
     Completed,
+    Finished,
     Queued,
     Received,
     Released,
     RetainedSet,
     SessionGone,
     SessionSaved,
+    Wanted,
 )
 from ..core.session import SessionRecord
 from ..core.topics import Grant
 from .packs import Packs, Run, insert
 from .rows import encode_grant, encode_will
+
+_SEQ: Final = itemgetter(0)
+_NO_RUN: Final[Run] = (1 << 63, (), 0, 0, 0)  # after the last one
 
 
 class Kept:
@@ -59,8 +67,8 @@ class _Delta:
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
         self.record: SessionRecord | None = None
-        self.added: list[Run] = []
-        self.acked: dict[int, Message] = {}  # by sequence number
+        self.added: list[Run] = []  # by sequence number, none twice
+        self.acked: dict[int, Message] = {}  # what the database has and nobody is owed, by sequence number
         self.grant: Grant | None = None  # the last one that was met, and its id
         self.grant_id = 0
         self.released: set[int] = set()
@@ -68,30 +76,43 @@ class _Delta:
         self.received: set[int] = set()
         self.completed: set[int] = set()
 
-    def settle(self) -> None:
-        """Strike out what was both added and acknowledged."""
-        acked = self.acked
-        if not acked or not self.added:
-            return
-        left: list[Run] = []
-        for run in self.added:
-            first, messages, grant = run
-            struck = [seq for seq in range(first, first + len(messages)) if seq in acked]
-            if not struck:
-                left.append(run)
-                continue
-            for seq in struck:
-                del acked[seq]
-            at = first
-            for seq in (*struck, first + len(messages)):
-                if seq > at:
-                    left.append((at, messages[at - first : seq - first], grant))
-                at = seq + 1
-        self.added = left
+    def add(self, seq: int, messages: list[Message]) -> None:
+        """``messages`` are owed under ``seq`` and the numbers after it."""
+        added = self.added
+        run = (seq, messages, 0, len(messages), self.grant_id)
+        if added and added[-1][0] > seq:  # it takes the place of one that was acknowledged
+            added.insert(bisect_right(added, seq, key=_SEQ), run)
+        else:
+            added.append(run)
+
+    def strike(self, seq: int, messages: list[Message]) -> None:
+        """``messages`` are not owed any more: strike out what was added, and note what the database has."""
+        added = self.added
+        first, stop = seq, seq + len(messages)
+        at = max(0, bisect_right(added, seq, key=_SEQ) - 1)
+        while seq < stop:
+            begin, base, start, end, grant = added[at] if at < len(added) else _NO_RUN
+            beyond = begin + end - start
+            if beyond <= seq:
+                at += 1
+            elif begin > seq:  # a gap: that is in the database
+                upto = min(begin, stop)
+                gone = zip(range(seq, upto), messages[seq - first : upto - first], strict=True)
+                self.acked.update((number, message) for number, message in gone if message.stored >= 0)
+                seq = upto
+            else:
+                left: list[Run] = []
+                if begin < seq:
+                    left.append((begin, base, start, start + seq - begin, grant))
+                if stop < beyond:
+                    left.append((stop, base, start + stop - begin, end, grant))
+                added[at : at + 1] = left
+                at += begin < seq
+                seq = min(stop, beyond)
 
 
 class Unwritten:
-    """The changes of all batches since the last transaction.
+    """The changes of all batches since the last transaction. ``wanted``: the questions among them, for who reads.
 
     ``needs_flush(topic)``: whether its messages must reach the disk itself; None = those of all topics.
     """
@@ -107,6 +128,7 @@ class Unwritten:
         self._deltas: dict[str, _Delta] = {}
         self._dead: list[Kept] = []
         self._retained: dict[str, Message] = {}
+        self.wanted: list[Wanted] = []
         self._packs: Packs | None = None  # what the transaction under way has packed
 
     def begin(self, next_session: int, next_pack: int, grants: Iterable[tuple[int, str, Grant]]) -> None:
@@ -132,25 +154,32 @@ class Unwritten:
                 if delta is not None:
                     if change.grant is not delta.grant:
                         delta.grant, delta.grant_id = change.grant, self._grant(change.grant)
-                    delta.added.append((change.seq, change.messages, delta.grant_id))
+                    delta.add(change.seq, change.messages)
             elif kind is Acked:
                 assert isinstance(change, Acked)
                 delta = deltas.get(change.client_id) or self._delta(change.client_id)
                 if delta is not None:
-                    self._acked(delta, change.seq, change.message)
+                    delta.strike(change.seq, change.messages)
+            elif isinstance(change, Wanted):
+                self.wanted.append(change)
             elif isinstance(change, SessionSaved):
                 self._saved(change.record)
             elif isinstance(change, SessionGone):
                 self._gone(change.client_id)
             elif isinstance(change, RetainedSet):
                 self._retained[change.message.topic] = change.message
-            elif isinstance(change, Released | Received | Completed):
+            elif isinstance(change, Released | Finished | Received | Completed):
                 delta = self._delta(change.client_id)
                 if delta is None:
                     continue
                 if isinstance(change, Released):
-                    self._acked(delta, change.seq, change.message)
+                    delta.strike(change.seq, [change.message])
                     delta.released.add(change.seq)
+                elif isinstance(change, Finished):
+                    if change.seq in delta.released:
+                        delta.released.discard(change.seq)
+                    else:
+                        delta.finished.append(change.seq)
                 elif isinstance(change, Received):
                     delta.received.add(change.packet_id)
                 else:
@@ -182,16 +211,6 @@ class Unwritten:
             if delta.kept.in_database:
                 self._dead.append(delta.kept)
 
-    @staticmethod
-    def _acked(delta: _Delta, seq: int, message: Message | None) -> None:
-        if message is not None:
-            if message.stored >= 0:
-                delta.acked[seq] = message
-        elif seq in delta.released:
-            delta.released.discard(seq)
-        else:
-            delta.finished.append(seq)
-
     def _grant(self, grant: Grant) -> int:
         key = _grant_key(grant)
         number = self._grants.get(key)
@@ -212,7 +231,6 @@ class Unwritten:
         for delta in self._deltas.values():
             if delta.record is not None or delta.released or delta.received or delta.completed:
                 return True
-            delta.settle()
             if delta.added and (needs_flush is None or any(needs_flush(run[1][0].topic) for run in delta.added)):
                 return True
         return False
@@ -226,7 +244,6 @@ class Unwritten:
             packs.retain(message)
         deltas = self._deltas.values()
         for delta in deltas:
-            delta.settle()
             if delta.acked:
                 packs.take(delta.kept.id, delta.acked)
         packs.owe([(delta.kept.id, delta.added) for delta in deltas if delta.added])

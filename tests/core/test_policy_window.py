@@ -198,7 +198,10 @@ class Policies(RuleBasedStateMachine):
                 for seq, message in enumerate(change.messages, change.seq):
                     assert seq not in self.owed, "owed twice under one number"
                     self.owed[seq] = (message, change.grant, seq)
-            elif isinstance(change, Acked | Released) and change.message is not None:
+            elif isinstance(change, Acked):
+                for seq, message in enumerate(change.messages, change.seq):
+                    assert self.owed.pop(seq)[0] is message
+            elif isinstance(change, Released):
                 assert self.owed.pop(change.seq)[0] is change.message
             elif isinstance(change, Wanted):
                 later = [entry for seq, entry in sorted(self.owed.items()) if seq > change.seq]

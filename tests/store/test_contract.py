@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tidings.broker.core.ports import (
     Acked,
     Change,
     Completed,
+    Finished,
     Queued,
     Received,
     Released,
@@ -102,7 +104,7 @@ GRANTS = [
     Grant(2, share=SHARE),
     Grant(1, policy=parse_policy("all; overflow=spill")),
 ]
-CLIENTS = ["a", "b"]
+CLIENTS = ["a", "b", "c"]
 
 
 @st.composite
@@ -116,7 +118,7 @@ def histories(draw: st.DrawFn) -> list[list[Change]]:
             client = draw(st.sampled_from(CLIENTS))
             kind = draw(
                 st.sampled_from(
-                    ["save", "queue", "queue", "ack", "ack", "pubrec", "pubcomp", "in", "out", "end", "retain"]
+                    ["save", "queue", "all", "ack", "ack", "replace", "pubrec", "pubcomp", "in", "out", "end", "retain"]
                 )
             )
             now = alive.get(client)
@@ -132,20 +134,30 @@ def histories(draw: st.DrawFn) -> list[list[Change]]:
                     client, connected=draw(st.booleans()), subscriptions=subscriptions, will=will, seq=now["seq"]
                 )
                 batch.append(SessionSaved(saved))
-            elif kind == "queue":
+            elif kind in ("queue", "all"):
                 messages = draw(st.lists(st.sampled_from(MESSAGES), min_size=1, max_size=12))
-                batch.append(Queued(client, now["seq"] + 1, messages, draw(st.sampled_from(GRANTS))))
-                for message in messages:
-                    now["seq"] += 1
-                    now["owed"][now["seq"]] = message
-            elif kind in ("ack", "pubrec") and now["owed"]:
+                for name in sorted(alive) if kind == "all" else [client]:
+                    receiver = alive[name]
+                    batch.append(Queued(name, receiver["seq"] + 1, messages, draw(st.sampled_from(GRANTS))))
+                    for message in messages:
+                        receiver["seq"] += 1
+                        receiver["owed"][receiver["seq"]] = message
+            elif kind == "ack" and now["owed"]:
                 seq = draw(st.sampled_from(sorted(now["owed"])))
-                message = now["owed"].pop(seq)
-                batch.append(Acked(client, seq, message) if kind == "ack" else Released(client, seq, message))
-                if kind == "pubrec":
-                    now["released"].append(seq)
+                most = draw(st.integers(1, 8))
+                run = list(takewhile(now["owed"].__contains__, range(seq, seq + most)))
+                batch.append(Acked(client, seq, [now["owed"].pop(number) for number in run]))
+            elif kind == "replace" and now["owed"]:
+                seq = draw(st.sampled_from(sorted(now["owed"])))
+                message = draw(st.sampled_from(MESSAGES))
+                batch += [Acked(client, seq, [now["owed"][seq]]), Queued(client, seq, [message], GRANTS[0])]
+                now["owed"][seq] = message
+            elif kind == "pubrec" and now["owed"]:
+                seq = draw(st.sampled_from(sorted(now["owed"])))
+                batch.append(Released(client, seq, now["owed"].pop(seq)))
+                now["released"].append(seq)
             elif kind == "pubcomp" and now["released"]:
-                batch.append(Acked(client, now["released"].pop(), None))
+                batch.append(Finished(client, now["released"].pop()))
             elif kind == "in":
                 packet_id = draw(st.integers(1, 3))
                 if packet_id not in now["incoming"]:

@@ -138,7 +138,7 @@ def test_a_store_of_the_first_version_is_read_and_goes_on(tmp_path: Path, monkey
         entries = store._read(question("c"))
         assert [(m.payload, seq) for m, _, seq in entries] == [(b"0", 1), (b"1", 2), (b"2", 3)]
         assert [m.payload for m in store.load_retained()] == [b"2", b"3"]
-        store.write(1, [Acked("c", 2, entries[1][0]), Queued("c", 4, [message(b"new")], Grant(1))])
+        store.write(1, [Acked("c", 2, [entries[1][0]]), Queued("c", 4, [message(b"new")], Grant(1))])
         await events.until_durable(1)
         assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"0", 1), (b"2", 3), (b"new", 4)]
 
@@ -183,7 +183,7 @@ def test_a_payload_goes_with_the_last_who_was_owed_it(tmp_path: Path) -> None:
         store.write(1, [*(SessionSaved(record(c)) for c in clients), *(Queued(c, 1, [one], Grant(1)) for c in clients)])
         await events.until_durable(1)
         left = []
-        ends: list[Change] = [Acked("a", 1, one), SessionGone("b"), Released("c", 1, one)]
+        ends: list[Change] = [Acked("a", 1, [one]), SessionGone("b"), Released("c", 1, one)]
         for batch, change in enumerate(ends, 2):
             store.write(batch, [change])
             await events.until_durable(batch)
@@ -200,15 +200,16 @@ def test_what_is_written_together_for_the_same_sessions_shares_rows(tmp_path: Pa
     async def work(store: SqliteStore, events: Events) -> None:
         changes: list[Change] = [SessionSaved(record("a")), SessionSaved(record("b"))]
         for number in range(300):  # one at a time, and the two kinds in turns
-            changes.append(Queued("a", 2 * number + 1, [for_both[number]], Grant(1)))
-            changes.append(Queued("b", number + 1, [for_both[number]], Grant(1)))
+            run = [for_both[number]]
+            changes.append(Queued("a", 2 * number + 1, run, Grant(1)))
+            changes.append(Queued("b", number + 1, run, Grant(1)))
             changes.append(Queued("a", 2 * number + 2, [for_one[number]], Grant(1)))
         store.write(1, changes)
         await events.until_durable(1)
         assert len(rows(tmp_path, "SELECT id FROM messages")) == 2 * 2  # 300 are more than one row takes
         assert len(rows(tmp_path, "SELECT seq FROM owed WHERE session = 2")) == 2
         # Nothing keeps what both are owed but both of them.
-        store.write(2, [Acked("a", 2 * number + 2, one) for number, one in enumerate(for_one)])
+        store.write(2, [Acked("a", 2 * number + 2, [one]) for number, one in enumerate(for_one)])
         await events.until_durable(2)
 
     run(tmp_path, work)
@@ -229,7 +230,7 @@ def test_a_range_shrinks_and_splits_as_its_messages_are_acknowledged(tmp_path: P
             ([4, 7], []),
         ]
         for batch, (acked, left) in enumerate(steps, 2):
-            store.write(batch, [Acked("c", seq, sent[seq - 1]) for seq in acked])
+            store.write(batch, [Acked("c", seq, [sent[seq - 1]]) for seq in acked])
             await events.until_durable(batch)
             assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"x" * seq, seq) for seq in left]
             sizes = rows(tmp_path, "SELECT coalesce(sum(count), 0), coalesce(sum(size), 0) FROM owed")
@@ -247,13 +248,25 @@ def test_what_was_settled_before_it_was_written_is_never_written(tmp_path: Path)
         commits = store.commits
         many = [message() for _ in range(100)]
         queued = Queued("c", 1, many, Grant(1))
-        store.write(2, [queued, *(Acked("c", seq, one) for seq, one in enumerate(many, 1))])
+        store.write(2, [queued, *(Acked("c", seq, [one]) for seq, one in enumerate(many, 1))])
         await events.until_durable(2)
         assert all(one.stored == 0 for one in many)
         assert store.commits - commits <= 1
 
     run(tmp_path, work)
     assert count(tmp_path, "messages") == 0
+
+
+def test_what_takes_the_place_of_a_message_under_its_number_is_kept(tmp_path: Path) -> None:
+    async def work(store: SqliteStore, events: Events) -> None:
+        old, new = message(b"old"), message(b"new")
+        store.write(1, [SessionSaved(record()), Queued("c", 1, [old, message(b"next")], Grant(1))])
+        await events.until_durable(1)
+        store.write(2, [Acked("c", 1, [old]), Queued("c", 1, [new], Grant(1))])  # as policy ``latest`` does
+        await events.until_durable(2)
+        assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"new", 1), (b"next", 2)]
+
+    run(tmp_path, work)
 
 
 def test_the_retained_message_of_a_topic_replaces_the_one_before(tmp_path: Path) -> None:
@@ -302,7 +315,7 @@ def test_acknowledgements_of_receivers_alone_are_not_worth_a_flush(tmp_path: Pat
         store.write(1, [SessionSaved(record()), Queued("c", 1, [one], Grant(1))])
         await events.until_durable(1)
         before = store.flushes
-        store.write(2, [Acked("c", 1, one)])
+        store.write(2, [Acked("c", 1, [one])])
         await events.until_durable(2)
         assert store.flushes == before
 
@@ -314,7 +327,7 @@ def test_reads_see_every_change_before_the_question(tmp_path: Path) -> None:
     async def work(store: SqliteStore, events: Events) -> None:
         sent = [message(str(number).encode()) for number in range(10)]
         wanted = question("c", seq=3, count=4)
-        store.write(1, [SessionSaved(record()), Queued("c", 1, sent, Grant(1)), Acked("c", 5, sent[4]), wanted])
+        store.write(1, [SessionSaved(record()), Queued("c", 1, sent, Grant(1)), Acked("c", 5, [sent[4]]), wanted])
         while not events.refills:
             events.happened.clear()
             await events.happened.wait()
@@ -363,7 +376,7 @@ def test_a_full_disk_acknowledges_nothing_and_loses_nothing(tmp_path: Path, monk
             events.happened.clear()
             await events.happened.wait()
         assert "no space left" in events.troubles[0]
-        store.write(3, [Acked("c", 2, sent[1])])  # what goes on meanwhile is not forgotten either
+        store.write(3, [Acked("c", 2, [sent[1]])])  # what goes on meanwhile is not forgotten either
         await asyncio.sleep(0.05)
         assert events.batch == 1
         assert store.backlog_bytes > 100_000
