@@ -1,16 +1,23 @@
-"""For all tests: where nothing may be left out (``TIDINGS_REQUIRE_ALL=1``), a skipped test is a failed one."""
+"""For all tests: where nothing may be left out (``TIDINGS_REQUIRE_ALL=1``), a skipped test is a failed one.
+
+No test fails because the machine has other work to do: Hypothesis times nothing.
+"""
 
 import os
 from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 pytest_plugins = ["pytester"]  # for the tests of our own plugin
 
 REQUIRE_ALL = os.environ.get("TIDINGS_REQUIRE_ALL") == "1"
+
+settings.register_profile("tidings", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tidings")
 
 
 def _refuse_skip(report: Report) -> Report:

@@ -181,7 +181,7 @@ class Engine:
             connection.version = 5 if error.level >= 5 else 4
         connection.refuse(error)
         self.stats.cut_off[error.reason] = self.stats.cut_off.get(error.reason, 0) + 1
-        self.log.warning("closing %r: %s (%#04x %s)", connection, error, error.reason, name_of(error.reason))
+        self.log.warning("closing %r: %s: %s", connection, name_of(error.reason), error)
         self.leave(connection, now, str(error))
 
     def disconnected(self, connection: Connection, now: float, why: str = "connection lost") -> None:

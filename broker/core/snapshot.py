@@ -39,6 +39,8 @@ class Stats:
     """Messages and subscriptions of clients that were not allowed; deliveries are in ``dropped``."""
     cut_off: dict[int, int] = field(default_factory=dict)
     """Connections that the broker ended, by reason code."""
+    untold: int = 0
+    """Events that plugins were not told of, because too many waited."""
 
     def refuse(self, action: "Action", count: int = 1) -> None:
         """Count what a client was not allowed to do."""

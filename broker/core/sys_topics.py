@@ -109,6 +109,8 @@ def sys_topics(engine: "Engine", now: float, loads: Loads) -> dict[str, str]:
         topics[f"$SYS/tidings/not-authorized/{action.value}"] = str(count)
     for code, count in stats.cut_off.items():
         topics[f"$SYS/tidings/cut-off/{name_of(code).rpartition(' ')[0].lower().replace(' ', '-')}"] = str(count)
+    if stats.untold:
+        topics["$SYS/tidings/plugins/events-dropped"] = str(stats.untold)
     topics["$SYS/tidings/memory/bytes"] = str(shot.memory_bytes)
     topics["$SYS/tidings/memory/budget"] = str(shot.memory_budget_bytes)
     return topics

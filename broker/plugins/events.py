@@ -2,7 +2,7 @@
 
 1. Events are told in their order; a callback that waits does not hold up the next event.
 2. At most ``max_plugin_calls`` callbacks are under way and ``max_plugin_events`` events wait. More are dropped and
-   counted: nobody who publishes waits for somebody who only looks on.
+   counted (``Stats.untold``): nobody who publishes waits for somebody who only looks on.
 """
 
 import asyncio
@@ -73,7 +73,6 @@ class Events:
         self._awake = False
         self._work: asyncio.Task[None] | None = None
         self._told_of_drops = False
-        self.dropped = 0
         self.wanted = frozenset(
             event
             for event in (*BrokerEvents, *MQTTEvents)
@@ -123,7 +122,7 @@ class Events:
 
     def _put(self, call: Callable[..., Any], *args: Any) -> None:
         if len(self._queue) >= self._limit and call not in (self._connected, self._disconnected):
-            self.dropped += 1
+            self._facade.engine.stats.untold += 1
             if not self._told_of_drops:
                 self._told_of_drops = True
                 log.error("%d events wait for plugins, as many as may; further ones are dropped", self._limit)

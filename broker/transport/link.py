@@ -183,6 +183,8 @@ class Link(asyncio.Protocol):
         if self.paused is None and not self._closed:
             if connection.undecided is not None:
                 self._pause(PauseReason.GATE)
+                if connection.session is None:
+                    links.knock(self)
             elif 0 <= since < len(engine.changes):
                 # It makes work for a store that has more than it can do.
                 links.stalled.add(self)
@@ -262,6 +264,17 @@ class Link(asyncio.Protocol):
         if self.connection is not None:
             self.connection.pause(reason, self._links.clock())
         self._transport.pause_reading()
+
+    @property
+    def knocks(self) -> bool:
+        """Whether the gate has yet to let this client in, which is not read from meanwhile."""
+        return self.paused is PauseReason.GATE and self.connection is not None and self.connection.session is None
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's; negative if it is closed."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
 
     def _wait(self, wait_s: float) -> None:
         self._pause(PauseReason.RATE)

@@ -5,8 +5,10 @@ Links that were appended to in a turn are flushed together at its end, each once
 
 import asyncio
 import logging
+import select
+import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from ..codec.wire import TopicTable
@@ -28,6 +30,7 @@ log: Final = logging.getLogger("tidings.broker")
 TURN: Final = 4
 LEAST_TURN_BYTES: Final = 4_096
 ADMITTED: Final = 32  # clients whose CONNECT one turn takes, and resumes their queues; then others are served again
+LOOK_S: Final = 1.0  # how often those whom the gate lets wait are looked at: whether they are still there
 ARRIVALS: Final = 10_000  # addresses whose rate of connections is remembered
 
 
@@ -54,6 +57,7 @@ class Links:
         self.dirty: list[Link] = []  # those that have something to flush
         self.turn_ends = False  # whether the end of this turn is arranged for
         self._one_closed = asyncio.Event()
+        self._knocking: set[Link] = set()  # those that wait for the gate to let them in
         self._lobby: deque[Link] = deque()  # those whose CONNECT waits for its turn
         self._admitted = 0  # in this turn
         self.use(config)
@@ -139,6 +143,24 @@ class Links:
         link.admitted = True
         return True
 
+    def knock(self, link: "Link") -> None:
+        """``link`` waits for the gate to let it in, and is not read from meanwhile.
+
+        One that has hung up would not be noticed, and keep its place in the queue for the password check: clients that
+        lose patience and try again would fill it with those who are gone.
+        """
+        if not self._knocking:
+            self.loop.call_later(LOOK_S, self._look)
+        self._knocking.add(link)
+
+    def _look(self) -> None:
+        self._knocking = {link for link in self._knocking if link.knocks}
+        for link in hung_up(self._knocking):
+            log.info("%r: hung up before it was let in", link.connection)
+            link.abort()
+        if self._knocking:
+            self.loop.call_later(LOOK_S, self._look)
+
     def resume(self) -> None:
         """The store has caught up: read again from those that it held up."""
         stalled, self.stalled = self.stalled, set()
@@ -167,3 +189,17 @@ class Links:
         if wait_s:
             self.engine.deadlines.set(connection, now + wait_s + self._connect_timeout_s)
         return wait_s
+
+
+def hung_up(links: "Iterable[Link]") -> "list[Link]":
+    """Those whose other end has closed the connection, whatever they sent before; nothing is read. Linux knows."""
+    if sys.platform != "linux":
+        return []
+    poll = select.poll()
+    found: dict[int, Link] = {}
+    for link in links:
+        descriptor = link.descriptor
+        if descriptor >= 0:
+            found[descriptor] = link
+            poll.register(descriptor, select.POLLRDHUP)
+    return [found[descriptor] for descriptor, _ in poll.poll(0)]
