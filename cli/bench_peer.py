@@ -147,7 +147,8 @@ def _tidings(program: str, port: int, folder: Path, transport: Transport) -> lis
 def _mosquitto(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
     config = folder / "mosquitto.conf"
     config.write_text(
-        f"listener {port} 127.0.0.1\n"
+        # Before 2.1 it ends at once if it listens for WebSocket only (its issues 2284 and 2578).
+        (f"listener 0 {folder}/socket\n" if transport in ("ws", "wss") else "") + f"listener {port} 127.0.0.1\n"
         "allow_anonymous true\n"
         "persistence false\n"
         "log_type none\n"

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tidings.cli.bench_peer import PEERS
+from tidings.devices.load_transports import Transport
 
 from ..server_process import ServerProcess, run_tidings_broker
 
@@ -213,3 +217,11 @@ def reach_unix_and_tcp(server: ServerProcess, path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     for way in (("--unix", str(path)), ("-h", HOST, "-p", str(server.port))):
         assert execute("mosquitto_sub", *way, "-t", "t", "-C", "1", "-W", "5").stdout == b"through a file\n"
+
+
+@pytest.mark.parametrize("transport", ["tls", "ws", "wss"])
+def test_mosquitto_itself_runs_beside_ours_in_a_benchmark(transport: Transport) -> None:
+    if PEERS["mosquitto"].find() is None:
+        pytest.skip("needs mosquitto (Debian: mosquitto)")
+    with PEERS["mosquitto"].running(transport) as target:
+        socket.create_connection((HOST, target.port), TIMEOUT_S).close()
