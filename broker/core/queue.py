@@ -13,6 +13,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
+from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from ..policy import Overflow
@@ -175,6 +176,17 @@ class Queue:
             if qos == 2:
                 for message in messages:
                     message.batch = self.changes.number  # see deliver
+        count, all_bytes = len(messages), sum([message.size for message in messages])
+        max_messages, max_bytes = config.max_queued_messages, config.max_queued_bytes
+        if kept:
+            max_messages = min(max_messages, config.max_memory_messages)
+            max_bytes = min(max_bytes, config.max_memory_bytes)
+        if self.spill is None and self.queued + count <= max_messages and self.queued_bytes + all_bytes <= max_bytes:
+            seqs = range(self.seq + 1, self.seq + count + 1) if qos else repeat(0)
+            queue.extend(zip(messages, repeat(grant), seqs, strict=False))
+            self.seq += count if qos else 0
+            self.queued_bytes += all_bytes
+            return
         for message in messages:
             seq = 0
             size_bytes = message.size

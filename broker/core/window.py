@@ -16,11 +16,11 @@ Nothing here knows sockets: bytes go to the ``Outbox``, promises to the list of 
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Final
 
 from ..codec.encode import publish_parts
-from ..codec.packets import MQTT_5_0
+from ..codec.packets import MQTT_5_0, NO_PROPERTIES
 from ..codec.wire import PACKET_ID
 from ..policy import MISSED_PROPERTY
 from .budget import SLACK_BYTES, Budget
@@ -233,7 +233,7 @@ class Window(InFlight):
         first = self.seq
         room = min(run.count, self.limit - len(self.inflight) - len(self.released))
         count = 0
-        while count < room and (ids := self._free_ids(room - count)):
+        while count < room and (ids := self._free_ids(self.seq + 1, room - count)):
             self.seq = seq = self.seq + len(ids)
             chunk = messages[count : count + len(ids)] if len(ids) < run.count else messages
             self.inflight.update(zip(ids, zip(chunk, repeat(grant), range(seq - len(ids) + 1, seq + 1)), strict=True))
@@ -259,9 +259,9 @@ class Window(InFlight):
         )
         return count
 
-    def _free_ids(self, count: int) -> range:
-        """The next packet ids, up to ``count`` of them that follow one another and are free."""
-        begin = (self.seq + 1) % MAX_PACKET_ID + 1
+    def _free_ids(self, seq: int, count: int) -> range:
+        """The packet ids from that of ``seq`` on, up to ``count`` of them that follow one another and are free."""
+        begin = seq % MAX_PACKET_ID + 1
         ids = range(begin, min(begin + count, MAX_PACKET_ID + 1))
         for taken in (self.inflight, self.released):
             if taken and not taken.keys().isdisjoint(ids):  # an old delivery still holds one: wait for it
@@ -297,6 +297,8 @@ class Window(InFlight):
                 message, grant, seq = newest
             elif source:
                 message, grant, seq = source[0]
+                if seq and latest is None and source is self.queue and not pieces and self._pump_plain(outbox, now):
+                    continue
             else:
                 break
             packet_id = 0
@@ -367,6 +369,66 @@ class Window(InFlight):
             self.latest = None
             self.mixed = bool(self.inflight)
         self.settle()
+
+    def _pump_plain(self, outbox: Outbox, now: float) -> int:
+        """Send what stands first in the queue as long as nothing is special about it; how many messages that was.
+
+        Message by message it takes three times what a delivery takes that need not queue, and then a client that once
+        fell behind never catches up.
+        """
+        queue = self.queue
+        if not queue or self.max_packet_size or self.alias_maximum or self.missed:
+            return 0
+        first, grant, seq = queue[0]
+        if grant.identifiers:
+            return 0
+        ids = self._free_ids(seq, min(len(queue), self.limit - len(self.inflight) - len(self.released)))
+        room_bytes = min(SLICE_BYTES, self._config.max_inflight_bytes - self.inflight_bytes)
+        version, rights = self.version, self.rights
+        kind, qos = first.qos, min(first.qos, grant.qos)
+        topic, length, retain, head = "", -1, False, b""
+        size_bytes = payload_bytes = batch = 0
+        entries: list[Entry] = []
+        pieces: list[bytes] = []
+        for entry in islice(queue, len(ids)):
+            message = entry[0]
+            payload = message.payload
+            if message.topic is not topic or len(payload) != length or message.retain is not retain:
+                topic, length, retain = message.topic, len(payload), message.retain
+                if rights is not None and not rights.receive(topic, now):
+                    break
+                keep = retain and grant.retain_as_published
+                head, _ = publish_parts(topic, payload, qos, keep, NO_PROPERTIES, version)
+            size_bytes += message.size
+            if (
+                size_bytes > room_bytes
+                or entry[1] is not grant
+                or entry[2] != seq
+                or message.qos != kind
+                or message.expires_at is not None
+                or message.properties
+            ):
+                size_bytes -= message.size
+                break
+            seq += 1
+            payload_bytes += length
+            if message.batch > batch:
+                batch = message.batch
+            entries.append(entry)
+            pieces += (head, b"", b"\0" + payload if version == MQTT_5_0 else payload)
+        count = len(entries)
+        if count:
+            pieces[1::3] = PACKET_ID[ids.start : ids.start + count]
+            self.inflight.update(zip(ids, entries, strict=False))
+            for _ in entries:
+                queue.popleft()
+            self.queued_bytes -= size_bytes
+            self.inflight_bytes += size_bytes
+            self.sent += count
+            self._stats.messages_sent += count
+            self._stats.payload_bytes_sent += payload_bytes
+            self._send(outbox, b"".join(pieces), kind == 2, batch)
+        return count
 
     def _send(self, outbox: Outbox, data: bytes, waits: bool, batch: int) -> None:
         """Send in order: what was published at QoS 2 waits for its batch, and nothing overtakes it meanwhile."""
