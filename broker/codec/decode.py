@@ -7,7 +7,8 @@ It holds no socket, clock or session. Invariants:
 3. No more than ``max_packet_size`` bytes are ever kept, and none are reserved on a peer's mere announcement.
 """
 
-from struct import Struct
+from collections.abc import Sequence
+from struct import Struct, unpack
 from typing import Final, Literal
 
 from ..errors import MalformedPacket, PacketTooLarge, ProtocolError
@@ -36,7 +37,7 @@ for _flags in (0x0, 0x1, 0x2, 0x3, 0x4, 0x5, 0xA, 0xB, 0xC, 0xD):
 _ACKS: Final[list[type[Puback | Pubrec | Pubrel | Pubcomp] | None]] = [None] * 256
 """First byte to the class of the acknowledgements, which are four bytes where all went well."""
 _ACKS[0x40], _ACKS[0x50], _ACKS[0x62], _ACKS[0x70] = Puback, Pubrec, Pubrel, Pubcomp
-_ACK: Final = Struct(">HH")  # first byte and length, packet id
+_ACK: Final = Struct(">2xH")  # first byte and length, packet id
 
 _NO_PUBLISH: Final[list[tuple[int, bool, bool] | None]] = [None] * 256
 _NO_ACKS: Final[list[type[Puback | Pubrec | Pubrel | Pubcomp] | None]] = [None] * 256
@@ -51,8 +52,8 @@ class Decoder:
     ``side``: who we are; packets that only our own side sends are refused.
     ``topics``: a table to share with other decoders, so that one topic is one str across connections.
     ``publish``: the class to fill for a PUBLISH; slots that a subclass adds are left unset.
-    ``runs``: give QoS 0 PUBLISH packets that repeat topic and length as one ``PublishRun``, and acknowledgements of one
-    type as one ``AckRun``, as far as that pays.
+    ``runs``: give PUBLISH packets that repeat topic and length as one ``PublishRun``, and acknowledgements of one type
+    as one ``AckRun``, as far as that pays.
     """
 
     __slots__ = (
@@ -187,6 +188,17 @@ class Decoder:
                             stop += stride
                         if stop - at > stride:
                             append(PublishRun(topic, data[at:stop], stride, len(head)))
+                            at = stop
+                            continue
+                    if repeats and first & 6 and runs and data.startswith(head := data[at:name_end], stop):
+                        stride = stop - at
+                        until = stop
+                        while until + stride <= end and data.startswith(head, until):
+                            until += stride
+                        packet_ids = _publish_ids(data, name_end, until, stride, v5)
+                        if len(packet_ids) > 1 and not flags[1] and not flags[2]:
+                            stop = at + stride * len(packet_ids)
+                            append(PublishRun(topic, data[at:stop], stride, body - at, flags[0], packet_ids))
                             at = stop
                             continue
                     publish.payload = data[body:stop]
@@ -341,13 +353,25 @@ class Decoder:
         return self.version
 
 
+def _publish_ids(data: bytes, at: int, end: int, stride: int, v5: bool) -> Sequence[int]:
+    """The packet ids that stand every ``stride`` bytes from ``at`` on, up to an id that is none, or to properties."""
+    high, low = data[at:end:stride], data[at + 1 : end : stride]
+    pairs = bytearray(2 * len(low))
+    pairs[0::2], pairs[1::2] = high[: len(low)], low
+    packet_ids = unpack(f">{len(low)}H", pairs)
+    if v5:
+        lengths = data[at + 2 : end : stride]
+        packet_ids = packet_ids[: len(lengths) - len(lengths.lstrip(b"\0"))]
+    return packet_ids[: packet_ids.index(0)] if 0 in packet_ids else packet_ids
+
+
 def _ack_ids(header: bytes, data: bytes, at: int, end: int) -> list[int]:
     """The packet ids of all acknowledgements from ``at`` on that begin with ``header``, up to an id that is none."""
-    wanted = header[0] << 8 | header[1]
-    packet_ids: list[int] = []
-    append = packet_ids.append
-    for begin, packet_id in _ACK.iter_unpack(memoryview(data)[at : end - (end - at) % 4]):
-        if begin != wanted or not packet_id:
-            break
-        append(packet_id)
-    return packet_ids
+    end -= (end - at) % 4
+    firsts, lengths = data[at:end:4], data[at + 1 : end : 4]
+    count = min(
+        len(firsts) - len(firsts.lstrip(header[:1])),
+        len(lengths) - len(lengths.lstrip(header[1:])),
+    )
+    packet_ids = [packet_id for (packet_id,) in _ACK.iter_unpack(memoryview(data)[at : at + 4 * count])]
+    return packet_ids[: packet_ids.index(0)] if 0 in packet_ids else packet_ids

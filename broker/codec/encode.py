@@ -94,16 +94,28 @@ def publish_again(
 
 
 def publish_run(
-    topic: str, payloads: Sequence[bytes], qos: int, retain: bool, version: int, heads: dict[int, bytes]
+    topic: str,
+    payloads: Sequence[bytes],
+    qos: int,
+    retain: bool,
+    version: int,
+    heads: dict[int, bytes],
+    length: int = -1,
 ) -> list[bytes]:
-    """``publish_again`` of many payloads: head, room for the packet id, tail, head, …"""
+    """``publish_again`` of many payloads: head, room for the packet id, tail, head, …
+
+    ``length``: bytes of every payload, -1 = they may differ.
+    """
     pieces = [b""] * (3 * len(payloads))
-    sizes = list(map(len, payloads))
-    by_size = {
-        len(payload): publish_again(topic, payload, qos, retain, version, heads)[0]
-        for payload in dict(zip(sizes, payloads, strict=True)).values()
-    }
-    pieces[0::3] = [by_size[size] for size in sizes]
+    if length >= 0:
+        pieces[0::3] = [publish_again(topic, payloads[0], qos, retain, version, heads)[0]] * len(payloads)
+    else:
+        sizes = list(map(len, payloads))
+        by_size = {
+            len(payload): publish_again(topic, payload, qos, retain, version, heads)[0]
+            for payload in dict(zip(sizes, payloads, strict=True)).values()
+        }
+        pieces[0::3] = [by_size[size] for size in sizes]
     pieces[2::3] = [b"\0" + payload for payload in payloads] if version == MQTT_5_0 and qos else payloads
     return pieces
 
@@ -196,7 +208,7 @@ def _encode_publish(packet: Publish, version: int) -> bytes:
 
 
 def _encode_publish_run(packet: PublishRun, version: int) -> bytes:
-    return b"".join(_encode_publish(Publish(packet.topic, payload), version) for payload in packet.payloads())
+    return b"".join(_encode_publish(publish, version) for publish in packet.packets())
 
 
 def _encode_ack_run(packet: AckRun, version: int) -> bytes:

@@ -8,8 +8,11 @@ safe; freezing them would cost four times the construction time.
 shared by all packets without any.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import repeat
+from struct import iter_unpack
 from typing import Final
 
 from .properties import NO_PROPERTIES as NO_PROPERTIES
@@ -203,16 +206,19 @@ class Auth:
 
 @dataclass(slots=True)
 class PublishRun:
-    """QoS 0 PUBLISH packets of one topic and one length, as they stand in a stream one after the other.
+    """PUBLISH packets of one topic, one QoS and one length without properties, one after the other in a stream.
 
-    They differ in their payloads alone, so a receiver that speaks the same version can be sent ``frames`` as it is.
-    ``stride`` is the length of one packet and ``head`` what comes before its payload, both in bytes.
+    Apart from ``packet_ids``, which QoS 0 has not, they differ in their payloads alone; so at QoS 0 a receiver that
+    speaks the same version can be sent ``frames`` as it is. ``stride`` is the length of one packet and ``head`` what
+    comes before its payload, both in bytes.
     """
 
     topic: str
     frames: bytes
     stride: int
     head: int
+    qos: int = 0
+    packet_ids: Sequence[int] = ()
 
     @property
     def count(self) -> int:
@@ -221,8 +227,16 @@ class PublishRun:
 
     def payloads(self) -> list[bytes]:
         """Their payloads, in order."""
-        frames, stride, head = self.frames, self.stride, self.head
-        return [frames[at + head : at + stride] for at in range(0, len(frames), stride)]
+        layout = f"{self.head}x{self.stride - self.head}s"
+        return [payload for (payload,) in iter_unpack(layout, self.frames)]
+
+    def packets(self) -> list[Publish]:
+        """The packets one by one, but for DUP."""
+        ids = self.packet_ids or repeat(0)
+        return [
+            Publish(self.topic, payload, self.qos, packet_id=id)
+            for payload, id in zip(self.payloads(), ids, strict=False)
+        ]
 
 
 @dataclass(slots=True)

@@ -384,11 +384,13 @@ class Engine:
 
     # routing
 
-    def publish(self, messages: list[Message], now: float, exactly_once: Session | None = None) -> int:
+    def publish(
+        self, messages: list[Message], now: float, exactly_once: Session | None = None, length: int = -1
+    ) -> int:
         """Route messages of one topic and QoS; retain them if they say so. The reason code for the publisher.
 
         ``exactly_once`` is the publisher's session at QoS 2: if it is durable, nothing goes onward before its packet
-        ids are on disk, or a restart could send it twice.
+        ids are on disk, or a restart could send it twice. ``length``: see ``Run``.
         """
         first = messages[0]
         if self.levels.varies and self.levels.level(first.topic) == "memory":
@@ -409,7 +411,7 @@ class Engine:
         if exactly_once is not None and exactly_once.window.changes is not None:
             for message in messages:
                 message.batch = self.batch
-        return self.route(Run(messages, now))
+        return self.route(Run(messages, now, length))
 
     def route(self, run: Run) -> int:
         """Deliver ``run`` to whoever subscribed to its topic. The reason code for the publisher."""

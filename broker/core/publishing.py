@@ -7,7 +7,7 @@ from ..codec.properties import Properties
 from ..codec.reasons import ReasonCode
 from ..codec.wire import PACKET_ID
 from ..errors import ProtocolError
-from .message import OVERHEAD_BYTES, Message, WireRun, forwarded
+from .message import OVERHEAD_BYTES, Message, WireRun, forwarded, messages_of
 from .ports import Action, Completed, Received
 from .state import State
 
@@ -50,11 +50,15 @@ def on_run(connection: "Connection", messages: list[Message], now: float) -> Non
 
 
 def on_publish_run(connection: "Connection", packets: PublishRun, now: float) -> None:
-    """QoS 0 in bulk: nothing to acknowledge, nothing to look at but the topic."""
+    """PUBLISH packets in bulk. At QoS 0 there is nothing to acknowledge, and nothing to look at but the topic."""
     may = connection.rights is None or connection.rights.publish(packets.topic, now)
     engine = connection.engine
     engine.stats.packets_received += packets.count - 1
-    run = WireRun(packets, connection.version, connection.own_session.client_id, now)
+    sender = connection.own_session.client_id
+    if packets.qos:
+        _take(connection, messages_of(packets, sender), now, packets.stride - packets.head)
+        return
+    run = WireRun(packets, connection.version, sender, now)
     if engine.message_watcher is not None:
         engine.message_watcher.received(run.sender, run.messages, may)
     if may:
@@ -63,7 +67,8 @@ def on_publish_run(connection: "Connection", packets: PublishRun, now: float) ->
         _not_authorized(connection, packets.topic, packets.count)
 
 
-def _take(connection: "Connection", messages: list[Message], now: float) -> None:
+def _take(connection: "Connection", messages: list[Message], now: float, length: int = -1) -> None:
+    """``length``: see ``Run``."""
     engine = connection.engine
     qos = messages[0].qos
     since = len(engine.changes)
@@ -88,7 +93,7 @@ def _take(connection: "Connection", messages: list[Message], now: float) -> None
     elif engine.store_trouble and connection.version == MQTT_5_0:
         reason = ReasonCode.QUOTA_EXCEEDED  # nothing new can be kept; what was taken waits for the disk
     else:
-        reason = engine.publish(messages, now, connection.session if qos == 2 else None)
+        reason = engine.publish(messages, now, connection.session if qos == 2 else None, length)
     if engine.budget.pressed and engine.budget.used_bytes > used_bytes:
         connection.withhold()
     _acknowledge(connection, messages, qos, reason, since)

@@ -29,7 +29,7 @@ def single(packets: list[Packet]) -> Iterator[Packet]:
     """Runs of PUBLISH packets taken apart."""
     for packet in packets:
         if isinstance(packet, PublishRun):
-            yield from (Publish(packet.topic, payload) for payload in packet.payloads())
+            yield from packet.packets()
         else:
             yield packet
 

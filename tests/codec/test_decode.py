@@ -388,6 +388,38 @@ def test_at_qos_0_they_come_as_runs_if_asked_for(version: int) -> None:
     assert decoder.waiting == len(run[0]) - 1
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("version", [3, 4, 5])
+def test_runs_of_qos_1_and_2_bring_their_packet_ids(version: int, qos: int) -> None:
+    def publish(packet_id: int, payload: bytes = b"one", dup: bool = False) -> Publish:
+        return Publish("a/b", payload, qos, False, dup, packet_id)
+
+    packets = [publish(9), publish(7), publish(300), publish(65_535), publish(8, b"four"), publish(1, dup=True)]
+    raw = [encode(packet, version) for packet in packets]
+    received, decoder = decode(b"".join(raw) + raw[0][:-1], version, runs=True)
+    run = received[1]
+    assert isinstance(run, PublishRun)
+    assert received == [packets[0], run, *packets[4:]]
+    assert (run.count, run.qos, list(run.packet_ids), run.payloads()) == (3, qos, [7, 300, 65_535], [b"one"] * 3)
+    assert run.packets() == packets[1:4]
+    assert decoder.waiting == len(raw[0]) - 1
+
+
+@pytest.mark.parametrize("spoilt", [1, 2, 3])
+def test_a_run_ends_before_what_is_wrong_or_has_properties(spoilt: int) -> None:
+    good = encode(Publish("a", b"four", 1, packet_id=1), 5)
+    no_id = good.replace(b"a\x00\x01", b"a\x00\x00")
+    other = encode(Publish("a", b"xy", 1, packet_id=1, properties={"payload_format_indicator": 1}), 5)
+    for bad in (no_id, other):
+        raw = b"".join([good, *[good] * spoilt, bad, good])
+        one_by_one, slow = decode(raw, 5)
+        received, fast = decode(raw, 5, runs=True)
+        assert [each for run in received for each in (run.packets() if isinstance(run, PublishRun) else [run])] == (
+            one_by_one
+        )
+        assert (type(fast.error), fast.waiting) == (type(slow.error), slow.waiting)
+
+
 @clause("3.1.1 MQTT-2.3.1-1", "5.0 MQTT-2.2.1-3")
 @pytest.mark.parametrize("version", [4, 5])
 def test_a_packet_id_of_0_is_malformed_even_in_a_run(version: int) -> None:

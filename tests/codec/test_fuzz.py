@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidings.broker.codec import Decoder, Packet, Publish, encode
+from tidings.broker.codec import Decoder, Packet, encode
 from tidings.broker.codec.packets import AckRun, PublishRun
 from tidings.broker.errors import ProtocolError
 
@@ -21,7 +21,7 @@ def one_by_one(packets: list[Packet]) -> list[Packet]:
         one
         for packet in packets
         for one in (
-            [Publish(packet.topic, payload) for payload in packet.payloads()]
+            packet.packets()
             if isinstance(packet, PublishRun)
             else [packet.kind(packet_id) for packet_id in packet.packet_ids]
             if isinstance(packet, AckRun)

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 
 from tidings.broker import Config
 from tidings.broker.codec import Decoder
-from tidings.broker.codec.packets import Packet, Publish, Pubrel
+from tidings.broker.codec.packets import NO_PROPERTIES, Packet, Publish, Pubrel
+from tidings.broker.codec.properties import Properties
 from tidings.broker.core.message import Message, Run
 from tidings.broker.core.ports import Acked, Batch
 from tidings.broker.core.snapshot import Stats
@@ -29,6 +30,7 @@ from .outbox import ListOutbox
 MAX_MESSAGES = 6
 MAX_BYTES = 2_000
 REFUSED = 0x80
+GRANTS = [Grant(qos=qos) for qos in range(3)]  # shared, so that neighbours in the queue leave together
 
 
 class Recorder(ListOutbox):
@@ -112,7 +114,7 @@ class WindowModel(RuleBasedStateMachine):
             self.numbers += 1
             payload = b"%06d" % self.numbers + b"x" * (length - 6)
             messages.append(Message(topic, payload, qos, expires_at=expires_at, batch=batch))
-        self.window.deliver(Run(messages, self.now), Grant(qos=granted))
+        self.window.deliver(Run(messages, self.now), GRANTS[granted])
         self.look()
 
     @rule(data=st.data(), refuse=st.integers(0, 9).map(lambda each: each == 0))
@@ -550,3 +552,42 @@ def test_end_counts_what_was_owed() -> None:
     window.end()
     assert window.dropped == {DropReason.SESSION_ENDED: 4}
     assert (window.waiting, window.queued_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_what_waited_leaves_as_it_would_have_at_once(version: int) -> None:
+    config, grant = Config(), Grant(qos=2, retain_as_published=True)
+    at_once, in_parts = Window("w", config, Stats()), Window("w", config, Stats())
+    direct, queued = ListOutbox(version), ListOutbox(version)
+    direct.durable = queued.durable = 1
+    at_once.attach(direct, version, 65_535)
+    in_parts.attach(queued, version, 4)
+    at_once.seq = in_parts.seq = MAX_PACKET_ID - 12  # so that packet ids begin anew on the way
+    number = 0
+    special: Properties = {"content_type": "x"}
+    for topic, count, qos, retain, properties in (
+        ("a", 5, 1, False, NO_PROPERTIES),
+        ("a", 3, 2, False, NO_PROPERTIES),
+        ("b", 2, 1, True, NO_PROPERTIES),
+        ("a", 1, 1, False, special),
+        ("a", 4, 1, False, NO_PROPERTIES),
+        ("a", 2, 0, False, NO_PROPERTIES),
+        ("b", 6, 2, False, NO_PROPERTIES),
+    ):
+        payloads = [b"%d" % (number + i) * (1 + i % 2) for i in range(count)]
+        number += count
+        for window in (at_once, in_parts):
+            batch = 1 if qos == 2 else 0
+            messages = [Message(topic, each, qos, retain, properties=properties, batch=batch) for each in payloads]
+            window.deliver(Run(messages, 0.0), grant)
+    while in_parts.waiting:
+        for packet_id, entry in list(in_parts.inflight.items()):
+            if entry[0].qos == 2:
+                in_parts.on_pubrec(packet_id)
+                in_parts.on_pubcomp(packet_id)
+            else:
+                in_parts.on_puback(packet_id)
+        in_parts.pump(0.0)
+    assert b"".join(queued.sent) == b"".join(direct.sent)
+    assert (in_parts.seq, in_parts.sent, in_parts.queued_bytes, in_parts.inflight_bytes) == (at_once.seq, 23, 0, 0)
+    assert in_parts.charged == 0
