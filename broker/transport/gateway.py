@@ -6,13 +6,13 @@ handshakes are under way as are allowed.
 """
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from .acceptor import Acceptor
 from .addresses import Addresses
 from .endpoint import Endpoint
 from .handshakes import Handshakes
@@ -21,10 +21,7 @@ from .proxy import MAX_BYTES, ProxyError, parse
 
 log: Final = logging.getLogger("tidings.broker")
 
-ACCEPTS_PER_TURN: Final = 32  # then the established connections are served again
-RETRY_S: Final = 1.0
 HANDSHAKE_S: Final = 3600.0  # longer than ``Handshakes`` gives it
-_NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Gateway:
@@ -41,58 +38,28 @@ class Gateway:
         make: Callable[[str], asyncio.Protocol],
         addresses: Addresses,
     ) -> None:
-        self._sockets = sockets
         self._endpoint = endpoint
         self._handshakes = handshakes
         self._make = make
         self._addresses = addresses
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        for sock in sockets:
-            self._loop.add_reader(sock, self._accept, sock)
+        self._acceptor = Acceptor(sockets, self._take, handshakes)
 
     def close(self) -> None:
         """Accept nobody any more and give up the handshakes under way."""
-        for sock in self._sockets:
-            self._loop.remove_reader(sock)
-            sock.close()
-        self._sockets = []
+        self._acceptor.close()
         for task in self._tasks:
             task.cancel()
 
     async def wait_closed(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _accept(self, listening: socket.socket) -> None:
-        again = partial(self._accept_again, listening)
-        for number in range(ACCEPTS_PER_TURN):
-            if number and self._handshakes.is_full:
-                return  # nobody is known to wait, for whom another one should have to go
-            if not self._handshakes.room(again):
-                self._loop.remove_reader(listening)
-                return
-            try:
-                sock, peer = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _NO_RESOURCES:
-                    raise
-                log.error("cannot accept connections: %s; trying again in %g s", error.strerror, RETRY_S)
-                self._loop.remove_reader(listening)
-                self._loop.call_later(RETRY_S, again)
-                return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            name = f"{peer[0]}:{peer[1]}"
-            task = self._loop.create_task(self._receive(sock, name))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._received, sock))
-            self._handshakes.begin(task, partial(self._cut_off, task, name))
-
-    def _accept_again(self, listening: socket.socket) -> None:
-        if listening in self._sockets:
-            self._loop.add_reader(listening, self._accept, listening)
+    def _take(self, sock: socket.socket, name: str) -> None:
+        task = self._loop.create_task(self._receive(sock, name))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._received, sock))
+        self._handshakes.begin(task, partial(self._cut_off, task, name))
 
     def _cut_off(self, task: asyncio.Task[None], name: str, why: str) -> None:
         log.info("refusing %s: %s", name, why)

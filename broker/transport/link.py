@@ -1,7 +1,7 @@
 """One network connection: bytes between a socket and the engine, whatever carries them.
 
 Reading: all packets of one read go to the engine together. Writing: the engine appends, and each link that was
-appended to is written once at the end of the loop's turn. Every stream transport of asyncio will do.
+appended to is written once at the end of the loop's turn. Every stream transport of asyncio will do, and ``poller``'s.
 
 1. ``full`` is True while more than the high-water mark waits for the socket, or more than four were appended in this
    turn; the engine then queues, in bounded queues.
@@ -27,6 +27,7 @@ from ..core.message import Message
 from ..core.ports import PauseReason
 from ..core.rate import Rate
 from ..errors import ProtocolError
+from .acceptor import name_of
 from .links import Links
 
 if sys.platform != "win32":
@@ -77,7 +78,7 @@ class Link(asyncio.Protocol):
     )
 
     def __init__(self, links: Links, peer: str = "") -> None:
-        """``peer`` names the other end where the transport would name a proxy."""
+        """``peer`` names the other end where the transport does not, or would name a proxy."""
         self._links = links
         self._peer = peer
         self._transport: asyncio.Transport | None = None
@@ -469,7 +470,4 @@ def kernel_bytes(transport: asyncio.BaseTransport) -> int:
 
 def peer_name(transport: asyncio.BaseTransport) -> str:
     """The other end of a connection, for logs."""
-    peer = transport.get_extra_info("peername")
-    if isinstance(peer, tuple) and len(peer) >= 2:
-        return f"{peer[0]}:{peer[1]}"
-    return str(peer) if peer else "local socket"
+    return name_of(transport.get_extra_info("peername"))

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..errors import BrokerError
 from .address import Address
@@ -16,9 +16,10 @@ from .gateway import Gateway
 from .handshakes import Handshakes
 from .link import Link
 from .links import Links
+from .poller import POLLS, Poller
 from .websocket import WebSocket
 
-Server: TypeAlias = asyncio.Server | Gateway
+Server: TypeAlias = asyncio.Server | Gateway | Poller
 BACKLOG: Final = 4096  # connections that wait for us to accept them; the kernel caps it at net.core.somaxconn
 
 
@@ -31,46 +32,65 @@ async def listen(endpoint: Endpoint, links: Links, handshakes: Handshakes) -> tu
         link = Link(links, peer)
         return WebSocket(link, endpoint, handshakes, links.max_bytes, peer) if address.is_websocket else link
 
+    plain = endpoint.tls is None and not endpoint.proxied and not address.is_websocket
+    server: Server
     try:
         if address.scheme == "unix":
             _remove_stale_socket(address.path)
-            return await loop.create_unix_server(make, address.path, backlog=BACKLOG), address
-        if endpoint.tls is not None or endpoint.proxied or address.is_websocket:
-            sockets = await _bind(address)
-            return Gateway(sockets, endpoint, handshakes, make, links.addresses), address.with_port(_prepare(sockets))
-        server = await loop.create_server(make, address.host, address.port, backlog=BACKLOG, reuse_address=True)
+        if plain and not POLLS:
+            if address.scheme == "unix":
+                return await loop.create_unix_server(make, address.path, backlog=BACKLOG), address
+            server = await loop.create_server(make, address.host, address.port, backlog=BACKLOG, reuse_address=True)
+            return server, address.with_port(_prepare(server.sockets))
+        sockets = await _bind(address)
     except OSError as error:
         raise BrokerError(f"cannot listen on {address}: {_reason(error, address)}") from None
-    return server, address.with_port(_prepare(server.sockets))
+    port = _prepare(sockets)
+    server = Poller(sockets, make) if plain else Gateway(sockets, endpoint, handshakes, make, links.addresses)
+    return server, address.with_port(port)
 
 
 async def _bind(address: Address) -> list[socket.socket]:
     """Listening sockets on every address that the host has, all with one port."""
+    if address.scheme == "unix":
+        return [_listening(socket.AF_UNIX, address.path)]
     loop = asyncio.get_running_loop()
     port = address.port
     found = await loop.getaddrinfo(address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     with contextlib.ExitStack() as undo:
         sockets = []
-        for family, kind, protocol, _, (host, _, *rest) in dict.fromkeys(found):
-            sock = undo.enter_context(socket.socket(family, kind, protocol))
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((host, port, *rest))
-            sock.listen(BACKLOG)
+        for family, _, _, _, (host, _, *rest) in dict.fromkeys(found):
+            sock = undo.enter_context(_listening(family, (host, port, *rest)))
             port = sock.getsockname()[1]
             sockets.append(sock)
         undo.pop_all()
         return sockets
 
 
+def _listening(family: int, where: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+        sock.listen(BACKLOG)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
 def _prepare(sockets: Sequence[socket.socket]) -> int:
-    """Let accepted sockets, which inherit it, notice a peer that vanished; the port of the last one."""
+    """Let accepted sockets, which inherit it, send at once and notice a vanished peer; the port of the last one."""
     port = 0
     for sock in sockets:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        port = sock.getsockname()[1]
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            port = sock.getsockname()[1]
     return port
 
 
