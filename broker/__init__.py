@@ -4,7 +4,7 @@ from .codec.properties import Properties
 from .codec.reasons import ReasonCode
 from .config import Config
 from .core.message import Message
-from .core.snapshot import Snapshot, Stats
+from .core.snapshot import SessionNumbers, Snapshot, Stats
 from .errors import BrokerError, ConfigError, MalformedPacket, ProtocolError, StoreError, TidingsError
 from .listener import Certificate, Listener
 from .server import Broker, Subscription
@@ -23,6 +23,7 @@ __all__ = [
     "Properties",
     "ProtocolError",
     "ReasonCode",
+    "SessionNumbers",
     "Snapshot",
     "Stats",
     "StoreError",

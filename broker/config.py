@@ -264,6 +264,17 @@ class Config(BaseModel):
         description="Seconds after which a client that does not take a byte of what is under way to it is cut off; 0 = "
         "never.",
     )
+    soft_limit_s: Seconds = Field(
+        default=0.0,
+        description="Seconds on end for which more than soft_limit_bytes may wait for a client that reads too slowly; "
+        "then it is cut off. 0 = for ever: it costs its bounds and nothing more.",
+    )
+    soft_limit_bytes: int = Field(
+        default=8_388_608,
+        ge=16_384,
+        description="Bytes in memory for one client, in its queue, in flight and under way (8 MiB); what only the data "
+        "directory has does not count. Means something with soft_limit_s.",
+    )
     max_messages_per_s: Rate = Field(
         default=0.0, description="Messages a second that one client may publish; then it is not read from. 0 = any."
     )

@@ -42,6 +42,8 @@ RELOADABLE: Final = frozenset(
         "outbox_max_bytes",
         "password_file",
         "policies",
+        "soft_limit_bytes",
+        "soft_limit_s",
         "stop_timeout_s",
         "user_from_certificate",
     )

@@ -36,7 +36,7 @@ from .core.message import Message, Run, forwarded
 from .core.ports import Answer, Gate, Identity, Store
 from .core.queue import CHOSEN
 from .core.session import Session
-from .core.snapshot import Snapshot
+from .core.snapshot import SessionNumbers, Snapshot, numbers
 from .core.topics import Grant, check_filter, check_topic, reserved
 from .core.window import Entry, Window
 from .errors import BrokerError, ConfigError, ProtocolError
@@ -217,6 +217,7 @@ class Broker:
             old.become(endpoint)
         self.config = new
         engine.config = self._engine_config()
+        engine.budget.soft_limit.use(new)
         self._terms = terms
         links.use(new)
         assert self._handshakes is not None
@@ -326,6 +327,12 @@ class Broker:
         """The broker in numbers."""
         engine, _ = self._running()
         return engine.snapshot(self._clock())
+
+    def session(self, client_id: str) -> SessionNumbers | None:
+        """One session in numbers: what waits for it, and what did not reach it and why. None = there is no such one."""
+        engine, _ = self._running()
+        session = engine.sessions.get(client_id)
+        return None if session is None else numbers(session)
 
     # inside
 

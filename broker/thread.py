@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from .codec.properties import Properties
 from .config import Config
 from .core.message import Message
-from .core.snapshot import Snapshot
+from .core.snapshot import SessionNumbers, Snapshot
 from .errors import BrokerError
 from .server import Broker, Subscription
 
@@ -121,6 +121,14 @@ class BrokerThread:
 
         async def take() -> Snapshot:
             return self._broker.snapshot()
+
+        return self._call(take())
+
+    def session(self, client_id: str) -> SessionNumbers | None:
+        """As ``Broker.session``."""
+
+        async def take() -> SessionNumbers | None:
+            return self._broker.session(client_id)
 
         return self._call(take())
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .deadlines import Deadlines
+from .soft_limit import SoftLimit
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -42,6 +43,7 @@ class Budget:
         "pause_s",
         "pressed",
         "recount",
+        "soft_limit",
         "stop_bytes",
         "used_bytes",
     )
@@ -62,6 +64,7 @@ class Budget:
         self.recount: Callable[[], None] | None = None
         """Has those charge again who may have less by now."""
         self._windows: dict[Queue, int] = {}
+        self.soft_limit = SoftLimit(config, self)
         self.due_at: float | None = None
         self.entry_at: float | None = None
 
@@ -72,10 +75,17 @@ class Budget:
             self._windows[window] = size_bytes
         else:
             self._windows.pop(window, None)
+        if self.soft_limit.limit_bytes:
+            self.look(window)
         used = self.used_bytes
         if used > self.limit_bytes or (used <= self.low_bytes if self.pressed else used > self.high_bytes):
             self.attention = True
         self.full = used > self.stop_bytes or (self.full and used > self.low_bytes)
+
+    def look(self, window: "Queue") -> None:
+        """More or less waits in ``window``, or its client came or went: it may be over the soft limit now, or not."""
+        if self.soft_limit.look(window):
+            self.attention = True
 
     def disconnect(self, window: "Queue", why: str) -> None:
         """Ask for the end of the connection of ``window``."""
@@ -86,6 +96,7 @@ class Budget:
         """Keep to the budget. Whom it concerns is told by ``pressed``, ``full`` and ``cut_off``."""
         if self.recount is not None:
             self.recount()
+        self.soft_limit.begin(now)
         if self.used_bytes > self.limit_bytes:
             self._shed(self.high_bytes)
         pressed = self.used_bytes > (self.low_bytes if self.pressed or self.full else self.high_bytes)

@@ -41,7 +41,7 @@ from ..errors import ProtocolError
 from .budget import SLACK_BYTES
 from .connecting import on_auth, on_connect
 from .message import Message
-from .ports import Identity, Outbox, PauseReason
+from .ports import ANSWER_OVERHEAD_BYTES, Identity, Outbox, PauseReason
 from .publishing import on_publish, on_publish_run, on_pubrel, on_pubrels, on_run
 from .rights import Rights, Undecided
 from .session import Session
@@ -80,6 +80,7 @@ class Connection:
         "user",
         "version",
         "welcome",
+        "withheld_bytes",
         "withheld_publishes",
     )
 
@@ -108,6 +109,7 @@ class Connection:
         self.receive_maximum = 65_535  # what we said, and what was under way before; holds for 5.0 only
         self._withheld: deque[tuple[bytes, int, int]] | None = None  # acknowledgements, as for ``Outbox.send_after``
         self.withheld_publishes = 0
+        self.withheld_bytes = 0
 
     @property
     def client_id(self) -> str:
@@ -323,9 +325,11 @@ class Connection:
 
     def let_go(self) -> None:
         """Give the acknowledgements that were held back to the outbox."""
-        withheld, self._withheld, self.withheld_publishes = self._withheld, None, 0
+        withheld, self._withheld = self._withheld, None
+        self.withheld_publishes = self.withheld_bytes = 0
         for data, batch, publishes in withheld or ():
             self.outbox.send_after(data, batch, publishes)
+        self.outbox.go_on(PauseReason.MEMORY)  # if they were so many that it was not read from
 
     def acknowledge(self, data: bytes, batch: int, publishes: int) -> None:
         """PUBACK or PUBREC, in order: 5.0 [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
@@ -334,6 +338,7 @@ class Connection:
         else:
             self._withheld.append((data, batch, publishes))
             self.withheld_publishes += publishes
+            self.withheld_bytes += len(data) + ANSWER_OVERHEAD_BYTES
 
     # being delivered to
 

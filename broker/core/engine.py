@@ -180,9 +180,17 @@ class Engine:
             # 3.1.1 [MQTT-3.1.2-2] and 5.0 [MQTT-3.1.2-2]: answered in the form that the level suggests
             connection.version = 5 if error.level >= 5 else 4
         connection.refuse(error)
-        self.stats.cut_off[error.reason] = self.stats.cut_off.get(error.reason, 0) + 1
+        self._count_cut_off(connection, error.reason)
         self.log.warning("closing %r: %s: %s", connection, name_of(error.reason), error)
         self.leave(connection, now, str(error))
+
+    def _count_cut_off(self, connection: Connection, reason: int) -> None:
+        self.stats.cut_off[reason] = self.stats.cut_off.get(reason, 0) + 1
+        session = connection.session
+        if session is not None:
+            if session.cut_off is None:
+                session.cut_off = {}
+            session.cut_off[reason] = session.cut_off.get(reason, 0) + 1
 
     def disconnected(self, connection: Connection, now: float, why: str = "connection lost") -> None:
         """The network connection is gone."""
@@ -241,6 +249,7 @@ class Engine:
             old = session.connection
             # 5.0 [MQTT-3.1.4-3], 3.1.1 [MQTT-3.1.4-2]
             old.refuse(ProtocolError("another client connected with this id", ReasonCode.SESSION_TAKEN_OVER))
+            self._count_cut_off(old, ReasonCode.SESSION_TAKEN_OVER)
             self.leave(old, now, f"taken over by {connection.peer}")
             session = self.sessions.get(client_id)
         if session is not None and clean:  # 5.0 [MQTT-3.1.2-4]

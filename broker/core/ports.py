@@ -9,7 +9,7 @@ outbox lets it go once ``Engine.durable`` says that the batch is safe.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..codec.packets import Connect, Packet, Will
 from ..codec.reasons import ReasonCode
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .session import SessionRecord
     from .topics import Grant
     from .window import Entry, Window
+
+
+ANSWER_OVERHEAD_BYTES: Final = 120
+"""What an answer that is held back takes in memory beside its own bytes."""
 
 
 class PauseReason(Enum):

@@ -105,6 +105,11 @@ class Queue:
             count += len(self.latest)
         return count + self.spill.count if self.spill is not None else count
 
+    @property
+    def spilled_bytes(self) -> int:
+        """Of the messages that wait, the bytes of those that only the store has."""
+        return self.spill.size_bytes if self.spill is not None else 0
+
     def slot_came(self, now: float) -> None:
         """A message of ``latest`` may be sent from now on."""
         raise NotImplementedError
@@ -210,8 +215,9 @@ class Queue:
 
     def _over(self) -> bool:
         config = self._config
-        spilled_bytes = self.spill.size_bytes if self.spill is not None else 0
-        return self.queued > config.max_queued_messages or self.queued_bytes + spilled_bytes > config.max_queued_bytes
+        return (
+            self.queued > config.max_queued_messages or self.queued_bytes + self.spilled_bytes > config.max_queued_bytes
+        )
 
     def _trim(self) -> None:
         """Drop the oldest until the queue is within its bounds. If they are in the store, they are read first."""

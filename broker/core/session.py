@@ -40,6 +40,7 @@ class Session:
     __slots__ = (
         "client_id",
         "connection",
+        "cut_off",
         "due_at",
         "engine",
         "entry_at",
@@ -65,6 +66,7 @@ class Session:
         self.weight = 0  # of the filters of all subscriptions
         self.incoming: set[int] | None = None  # packet ids of QoS 2 messages taken over, until PUBREL
         self.paused: dict[PauseReason, int] | None = None  # how often its client was not read from, and why
+        self.cut_off: dict[int, int] | None = None  # connections of its client that we ended, by reason code
         self.will: Will | None = None
         self.will_at: float | None = None  # when the will of a client that is gone is due
         self.due_at: float | None = None

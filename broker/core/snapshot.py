@@ -76,20 +76,40 @@ class Snapshot:
 
 @dataclass(slots=True, frozen=True)
 class SessionNumbers:
-    """One session: what waits for it, and what did not reach it since the session began."""
+    """One session: what waits for it, and what did not reach it since the session began.
+
+    ``queued_messages`` count what only the store has too; of the bytes, ``stored_bytes`` are those.
+    """
 
     client_id: str
     connected: bool
     queued_messages: int
     queued_bytes: int
+    stored_bytes: int
+    inflight_messages: int  # sent, and not acknowledged
+    inflight_bytes: int
+    link_bytes: int  # in its connection: for the socket, answers held back, a packet half read
     dropped: "dict[DropReason, int]"
     paused: "dict[PauseReason, int]"
+    """How often its client was not read from any more, or its acknowledgements were held back, and why."""
+    cut_off: dict[int, int]
+    """Connections of its client that the broker ended, by reason code."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Everything that waits for the session in memory."""
+        return self.queued_bytes + self.inflight_bytes + self.link_bytes
 
 
 def heaviest(sessions: "Iterable[Session]", count: int = HEAVIEST) -> tuple[SessionNumbers, ...]:
-    """The sessions with most bytes waiting, the heaviest first; none that has nothing."""
-    waiting = (session for session in sessions if session.window.queued)
-    return tuple(map(numbers, nlargest(count, waiting, key=lambda session: session.window.queued_bytes)))
+    """The sessions with most bytes waiting in memory, the heaviest first; none that has nothing."""
+    waiting = (session for session in sessions if _weight(session) or session.window.queued)
+    return tuple(map(numbers, nlargest(count, waiting, key=_weight)))
+
+
+def _weight(session: "Session") -> int:
+    window = session.window
+    return window.queued_bytes + window.inflight_bytes + window.link_bytes
 
 
 def numbers(session: "Session") -> SessionNumbers:
@@ -100,8 +120,13 @@ def numbers(session: "Session") -> SessionNumbers:
         session.connection is not None,
         window.queued,
         window.queued_bytes,
+        window.spilled_bytes,
+        len(window.inflight) + len(window.resend or ()),
+        window.inflight_bytes,
+        window.link_bytes,
         dict(window.dropped or {}),
         dict(session.paused or {}),
+        dict(session.cut_off or {}),
     )
 
 

@@ -4,6 +4,7 @@ The topics under ``$SYS/broker`` are those of Mosquitto; what only tidings knows
 has changed is published.
 """
 
+import json
 from math import exp
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,7 @@ from .queue import CHOSEN
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .snapshot import Stats
+    from .snapshot import SessionNumbers, Stats
 
 LOAD_MINUTES: Final = (1, 5, 15)
 
@@ -108,9 +109,32 @@ def sys_topics(engine: "Engine", now: float, loads: Loads) -> dict[str, str]:
     for action, count in stats.not_authorized.items():
         topics[f"$SYS/tidings/not-authorized/{action.value}"] = str(count)
     for code, count in stats.cut_off.items():
-        topics[f"$SYS/tidings/cut-off/{name_of(code).rpartition(' ')[0].lower().replace(' ', '-')}"] = str(count)
+        topics[f"$SYS/tidings/cut-off/{_slug(code)}"] = str(count)
     if stats.untold:
         topics["$SYS/tidings/plugins/events-dropped"] = str(stats.untold)
     topics["$SYS/tidings/memory/bytes"] = str(shot.memory_bytes)
     topics["$SYS/tidings/memory/budget"] = str(shot.memory_budget_bytes)
+    topics["$SYS/tidings/heaviest"] = json.dumps([_spelled_out(each) for each in shot.heaviest])
     return topics
+
+
+def _spelled_out(session: "SessionNumbers") -> dict[str, object]:
+    """``session`` as JSON has it; client ids can be no part of a topic, since they may contain what topics must not."""
+    return {
+        "client_id": session.client_id[:200],  # it may have 65,535 bytes
+        "connected": session.connected,
+        "queued_messages": session.queued_messages,
+        "queued_bytes": session.queued_bytes,
+        "stored_bytes": session.stored_bytes,
+        "inflight_messages": session.inflight_messages,
+        "inflight_bytes": session.inflight_bytes,
+        "link_bytes": session.link_bytes,
+        "dropped": {reason.value: count for reason, count in session.dropped.items()},
+        "paused": {why.value: count for why, count in session.paused.items()},
+        "cut_off": {_slug(code): count for code, count in session.cut_off.items()},
+    }
+
+
+def _slug(code: int) -> str:
+    """The name of a reason code as a topic level."""
+    return name_of(code).rpartition(" ")[0].lower().replace(" ", "-")

@@ -114,6 +114,7 @@ class Window(InFlight):
         self.max_packet_size = max_packet_size
         self.alias_maximum = alias_maximum
         self._aliases = {} if alias_maximum else None
+        self.budget.look(self)
 
     def detach(self) -> None:
         """The connection is gone. What was in flight will be sent again, in its order, before anything else."""
@@ -138,6 +139,7 @@ class Window(InFlight):
             if unkept:
                 self.drop(DropReason.OFFLINE, unkept)
         self.settle()
+        self.budget.look(self)
 
     def restore(self, kept: Restored) -> None:
         """Take over what a store kept. The messages themselves are read when they are needed."""

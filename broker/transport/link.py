@@ -24,7 +24,7 @@ from ..codec.reasons import ReasonCode
 from ..core.budget import SLACK_BYTES
 from ..core.connection import Connection
 from ..core.message import Message
-from ..core.ports import PauseReason
+from ..core.ports import ANSWER_OVERHEAD_BYTES, PauseReason
 from ..core.rate import Rate
 from ..errors import ProtocolError
 from .acceptor import name_of
@@ -37,7 +37,6 @@ if sys.platform != "win32":
 log: Final = logging.getLogger("tidings.broker")
 
 IMPLEMENTATION_ERROR: Final = 0x83
-HELD_OVERHEAD: Final = 120  # bytes that an answer which waits for the store takes beside its own
 SHORT_BYTES: Final = 4_096  # high-water mark of a client that wants the newest only
 GLANCE_S: Final = 0.1  # how often a client that must wait, and is waited for, is read from
 LINGER_S: Final = 5.0  # how long a closed connection may take to accept its last bytes
@@ -179,7 +178,8 @@ class Link(asyncio.Protocol):
             # A bug of ours must cost this client its connection and nobody else anything.
             log.exception("internal error while serving %r", connection)
             engine.fail(connection, ProtocolError("internal error of the broker", IMPLEMENTATION_ERROR), now)
-        if self._weight or self._held_bytes > SLACK_BYTES or decoder.waiting > SLACK_BYTES:
+        held_bytes = self._held_bytes + connection.withheld_bytes
+        if self._weight or held_bytes > SLACK_BYTES or decoder.waiting > SLACK_BYTES:
             self.weigh()
         if self.paused is None and not self._closed:
             if connection.undecided is not None:
@@ -194,9 +194,9 @@ class Link(asyncio.Protocol):
                 self._pause(PauseReason.STORE)
             elif engine.budget.full and engine.budget.used_bytes > used_bytes:
                 links.pressed.add(self)
-                self._pause(PauseReason.MEMORY)
-                if connection.owes_acknowledgements:  # which may be what everybody waits for
-                    links.loop.call_later(GLANCE_S, self.go_on, PauseReason.MEMORY)
+                self._wait_for_memory(connection)
+            elif connection.withheld_bytes > links.max_bytes:  # it does not wait for them: ``let_go`` goes on
+                self._wait_for_memory(connection)
             elif self._message_rate is not None or self._bytes_rate is not None:
                 wait_s = self._spend(packets, len(data), now)
                 if wait_s:
@@ -277,6 +277,11 @@ class Link(asyncio.Protocol):
         sock = None if self._transport is None else self._transport.get_extra_info("socket")
         return -1 if sock is None else int(sock.fileno())
 
+    def _wait_for_memory(self, connection: Connection) -> None:
+        self._pause(PauseReason.MEMORY)
+        if connection.owes_acknowledgements:  # which may be what everybody waits for
+            self._links.loop.call_later(GLANCE_S, self.go_on, PauseReason.MEMORY)
+
     def _wait(self, wait_s: float) -> None:
         self._pause(PauseReason.RATE)
         self._links.loop.call_later(wait_s, self.go_on, PauseReason.RATE)
@@ -319,7 +324,8 @@ class Link(asyncio.Protocol):
         transport, connection = self._transport, self.connection
         if transport is None or connection is None:
             return
-        size_bytes = self._held_bytes + self._decoder.waiting + transport.get_write_buffer_size()
+        held_bytes = self._held_bytes + connection.withheld_bytes
+        size_bytes = held_bytes + self._decoder.waiting + transport.get_write_buffer_size()
         if size_bytes <= SLACK_BYTES:
             if self._weight:
                 self._weight = 0
@@ -367,7 +373,7 @@ class Link(asyncio.Protocol):
             self._held = deque()
             self._links.waiting.add(self)
         self._held.append((batch, data, publishes))
-        self._held_bytes += len(data) + HELD_OVERHEAD
+        self._held_bytes += len(data) + ANSWER_OVERHEAD_BYTES
         self.held += publishes
 
     def hold(self, batch: int) -> None:
@@ -381,7 +387,7 @@ class Link(asyncio.Protocol):
         if held is not None:
             while held and held[0][0] <= batch:
                 _, data, publishes = held.popleft()
-                self._held_bytes -= len(data) + HELD_OVERHEAD
+                self._held_bytes -= len(data) + ANSWER_OVERHEAD_BYTES
                 self.held -= publishes
                 self.send(data)
             if not held:
