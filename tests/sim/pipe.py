@@ -81,9 +81,9 @@ class Pipe:
 
     # for the world
 
-    def carry_up(self) -> None:
-        """The server reads what the client wrote first."""
-        packets = self._decoder.feed(self.to_server.popleft())
+    def carry_up(self, writes: int) -> None:
+        """The server reads what the client wrote first, as much as ``writes`` of its writes at once."""
+        packets = self._decoder.feed(_taken(self.to_server, writes))
         if self.server_closed:
             return
         if packets:
@@ -93,10 +93,10 @@ class Pipe:
                 self.world.mortal.greeted()
         assert self._decoder.error is None, self._decoder.error
 
-    def carry_down(self) -> None:
+    def carry_down(self, writes: int) -> None:
         """The client reads what the server wrote first; after the last of it, that the server closed."""
         if self.to_client:
-            self.client.feed(self.to_client.popleft())
+            self.client.feed(_taken(self.to_client, writes))
             self._update()
         elif self.server_closed and not self.client_closed:
             self.lost()
@@ -112,6 +112,10 @@ class Pipe:
             self.client.link_down("lost")
         self.to_client.clear()
         self.to_server.clear()
+
+
+def _taken(queue: deque[bytes], count: int) -> bytes:
+    return b"".join([queue.popleft() for _ in range(min(count, len(queue)))])
 
 
 class ClientEnd:

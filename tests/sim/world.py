@@ -157,8 +157,8 @@ class World:
             pipe.will = self.mortal.number
         client.link_up(ClientEnd(pipe))
 
-    def _carry(self) -> bool:
-        """One piece of data on its way, somewhere."""
+    def _carry(self, writes: Sequence[int]) -> None:
+        """Data on its way, somewhere: some number of ``writes`` in one read."""
         ready: list[tuple[Pipe, bool]] = []
         for pipe in list(self.pipes):
             if pipe.client_closed and not pipe.to_server:
@@ -170,17 +170,17 @@ class World:
             if not pipe.client_closed and (pipe.to_client or pipe.server_closed):
                 ready.append((pipe, False))
         if not ready:
-            return False
+            return
         pipe, up = self.random.choice(ready)
-        pipe.carry_up() if up else pipe.carry_down()
-        return True
+        count = self.random.choice(writes)
+        pipe.carry_up(count) if up else pipe.carry_down(count)
 
     # what may happen
 
-    def step(self, *, storms: bool = True) -> bool:
-        """Let one thing happen; False if there was nothing to do. ``storms``: new messages, cuts and crashes too."""
+    def step(self, *, storms: bool = True) -> None:
+        """Let one thing happen. ``storms``: new messages, cuts and crashes too; without them steps are larger."""
         chance = self.random.random()
-        did = True
+        commits, reports, times = (0.31, 0.38, 0.42) if storms else (0.12, 0.25, 0.28)
         if storms and chance < 0.18:
             self._publish(self.random.choice(self.publishers))
         elif storms and chance < 0.20:
@@ -199,21 +199,18 @@ class World:
                 owner.client.start()
         elif storms and chance < 0.24:
             self.crash()
-        elif chance < 0.31:
-            did = bool(self.store.pending) and not (storms and self.slow_disk and self.random.random() < 0.8)
-            if did:
-                self.store.commit(self.random.randint(1, 4))
-        elif chance < 0.38:
-            did = bool(self.store.reports)
+        elif chance < commits:
+            if not (storms and self.slow_disk and self.random.random() < 0.8):
+                self.store.commit(self.random.randint(1, 4 if storms else 12))
+        elif chance < reports:
             for _ in range(self.random.randint(1, 4)):
                 self.store.report()
-        elif chance < 0.42:
+        elif chance < times:
             self.pass_time(self.random.choice((0.1, 0.1, 0.1, 1.1)) if storms else 0.1)
         else:
-            did = self._carry()
+            self._carry((1, 1, 2, 5) if storms else (1, 4, 20))
         if self.random.random() < 0.7:  # else several reads make one turn
             self.settle_turn()
-        return did
 
     def pass_time(self, seconds: float) -> None:
         """The clock goes on, and what has become due is done."""
@@ -280,7 +277,7 @@ class World:
             else:
                 owner.client.stop()
         while self.pipes:
-            self._carry()
+            self._carry((1,))
         self.pass_time(DAY_S + 1)
         self.settle_turn()
         self.store.commit()
