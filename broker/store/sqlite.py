@@ -2,7 +2,9 @@
 
 The event loop hands over batches and goes on. The thread takes whatever has gathered, writes its net effect in one
 transaction and reports the last batch of it as durable: an idle broker commits each batch at once, a busy one fewer and
-larger ones, without a timer. The same thread reads, so that what it reads reflects every change before the question.
+larger ones. If several gathered during the last transaction, those who were answered then are about to send again, and
+the thread waits a moment for them, so that they share a flush. The same thread reads, so that what it reads reflects
+every change before the question.
 
 1. One process per directory (``Directory``), one thread per database connection at a time.
 2. A batch is reported only after COMMIT returned; at level ``fsync`` that is after the log was flushed to the disk.
@@ -39,6 +41,8 @@ from .unwritten import Kept, Unwritten
 log: Final = logging.getLogger("tidings.broker.store")
 
 RETRY_S: Final = 1.0  # between two attempts to write while the disk does not take it
+CROWD: Final = 3  # batches in one transaction from which on the next one waits for more
+GATHER_S: Final = 0.001  # for so long, which is about what a transaction takes
 CLOCK_S: Final = 10.0  # how old the kept engine time may be, while there is something to write
 MAX_CACHED: Final = 4_096  # messages read for one session that the next one may be owed too
 
@@ -218,10 +222,13 @@ class SqliteStore:
     def _write_all(self) -> None:
         batches = self._batches
         closing = False
-        last = written = size_bytes = 0
+        last = written = size_bytes = gathered = 0
         while not closing or last > written:
             try:
                 item = batches.get(timeout=RETRY_S if self._trouble else None)
+                if gathered >= CROWD:
+                    time.sleep(GATHER_S)
+                gathered = 0
                 while True:
                     if item is None:
                         closing = True
@@ -231,6 +238,7 @@ class SqliteStore:
                             raise StoreError(f"batch {number} came after batch {last}")
                         self._unwritten.add(changes)
                         last = number
+                        gathered += 1
                         size_bytes += size
                     item = batches.get_nowait()
             except Empty:

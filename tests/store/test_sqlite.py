@@ -241,6 +241,30 @@ def test_a_range_shrinks_and_splits_as_its_messages_are_acknowledged(tmp_path: P
     assert count(tmp_path, "messages") == 0
 
 
+def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        async def written(*batches: int) -> None:
+            for batch in batches:
+                store.write(batch, [SessionSaved(record())])
+            await events.until_durable(batches[-1])
+
+        await written(1)
+        await written(2)
+        await written(*range(3, 33))
+        assert waits == []
+        await written(33)
+        assert waits == [module.GATHER_S]
+        await written(34)
+        assert waits == [module.GATHER_S], "a transaction of one batch is followed at once"
+
+    run(tmp_path, work)
+
+
 def test_what_was_settled_before_it_was_written_is_never_written(tmp_path: Path) -> None:
     async def work(store: SqliteStore, events: Events) -> None:
         store.write(1, [SessionSaved(record())])
