@@ -96,7 +96,8 @@ def test_a_frozen_client_is_cut_off_and_one_that_reads_a_little_is_not(
 
 def test_publishers_that_fill_the_memory_wait_and_those_that_do_not_go_on(loop: str) -> None:
     async def main() -> None:
-        options = {"memory_budget_bytes": 2_000_000, "memory_pause_s": 60, "outbox_high_bytes": 4096}
+        # large against one read of a socket, so that the marks at 80, 90 and 100 % are met one after the other
+        options = {"memory_budget_bytes": 8_000_000, "memory_pause_s": 60, "outbox_high_bytes": 4096}
         async with serve(**options) as broker:
             url = broker.urls[0]
             slow = await RawClient.connect(url, "slow", buffer_bytes=BUFFER_BYTES, receive_maximum=1)
@@ -106,14 +107,14 @@ def test_publishers_that_fill_the_memory_wait_and_those_that_do_not_go_on(loop: 
 
             async def publish() -> None:
                 for number in range(1, 2501):
-                    publisher.send(Publish("full/a", KIB, 1, packet_id=number))
+                    publisher.send(Publish("full/a", 4 * KIB, 1, packet_id=number))
                     await asyncio.sleep(0)
 
             task = asyncio.create_task(publish())
             await until(lambda: links_of(broker)["publisher"].paused is PauseReason.MEMORY)
             used = broker.snapshot().memory_bytes
-            assert 1_800_000 <= used <= 2_000_000
-            other.send(Publish("free/a", KIB, 1, packet_id=1))
+            assert 7_200_000 <= used <= 8_000_000
+            other.send(Publish("free/a", 4 * KIB, 1, packet_id=1))
             await other.expect(Puback)  # it adds nothing to what waits
             assert broker.snapshot().stats.dropped == {}
 
