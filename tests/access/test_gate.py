@@ -443,9 +443,11 @@ def test_a_will_has_to_be_allowed() -> None:
     world.enter("alice", will=Will("a", b"x"))
 
 
+@pytest.mark.clause("5.0 MQTT-3.1.3-8")
 def test_a_client_id_has_to_be_allowed() -> None:
     world = World(users("alice", "bob"), "user alice\n connect as alice-*\n")
     for client_id, code in (("alice-1", 0), ("bob-1", 0x85)):
         peer = world.knock("alice", client_id=client_id)
         world.settle()
         assert reason(peer) == code
+        assert peer.closed == bool(code)

@@ -187,3 +187,17 @@ def test_unacknowledged_qos_1_message_of_a_member_that_leaves_goes_to_another(wi
     two.subscribe("$share/g/t", qos=1)
     one.drop()
     assert two.payloads() == [b"x"]
+
+
+@clause("5.0 MQTT-3.3.4-3", "5.0 MQTT-3.3.4-5")
+def test_copies_for_a_shared_and_a_plain_subscription_carry_each_its_own_identifier(
+    wire: Wire, publisher: Peer
+) -> None:
+    client = wire.connect("a")
+    client.subscribe("$share/g/t/+", identifier=1)
+    client.subscribe("$share/h/+/x", identifier=2)
+    client.subscribe("t/x", identifier=3)
+    client.subscribe("#", identifier=4)
+    publisher.publish("t/x", b"1")
+    copies = [sorted(each.properties["subscription_identifier"]) for each in client.messages()]
+    assert sorted(copies) == [[1], [2], [3, 4]]
