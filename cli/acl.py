@@ -7,6 +7,7 @@ import click
 from tidings.broker.access.rules import Action, ClientRules, Decision, read_rules
 
 from .exits import ERROR
+from .group import Group
 from .options import check_filter
 
 _FILE = click.option(
@@ -19,7 +20,7 @@ _FILE = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def acl() -> None:
     """Look into an access file, which says who may publish and subscribe where; see docs/security.md."""
 

@@ -26,6 +26,7 @@ from .bench_result import Comparison, Result, as_json, table
 from .bench_scenario import SCENARIOS, SUITE, Scenario, preset
 from .environment import name_variables
 from .exits import Failure
+from .group import Group
 
 VERSIONS: Final = {"3.1": 3, "3.1.1": 4, "5": 5, "5.0": 5}
 COUNT: Final = click.IntRange(1)
@@ -116,7 +117,7 @@ def _suite_command() -> click.Command:
     return click.Command("suite", params=list(_run_options()), callback=callback, help=text)
 
 
-class BenchGroup(click.Group):
+class BenchGroup(Group):
     """The scenarios, the other suites' spellings of them, and the commands that are no scenario."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from .exits import USAGE, Failure
+from .group import Group
 
 COUNTRY = "ZZ"  # ISO 3166: none that exists; amqtt's tools want one
 ORGANIZATION = "tidings"
@@ -36,7 +37,7 @@ _DAYS = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def cert() -> None:
     """Make certificates for TLS: a CA, then servers and devices that it vouches for.
 

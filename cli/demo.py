@@ -56,7 +56,7 @@ async def run_fleet_on_broker(fleet_at: Callable[[str], Fleet], show: Show, ever
     broker = await _start(Path(data.name))
     try:
         url = broker.urls[0].replace("tcp://", "mqtt://")
-        click.echo(f"broker on {url}; watch it from another terminal: tidings sub -L '{url}/dev/#' -v", err=True)
+        click.echo(f"broker on {url}; to watch it from another terminal:\n  tidings sub -v -L '{url}/dev/#'", err=True)
         fleet = fleet_at(url)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -22,6 +22,7 @@ from tidings.devices.link import Address
 from tidings.devices.plan import plan_lines
 
 from .exits import ERROR, USAGE, Failure
+from .group import Group
 
 CANNOT_RUN = 3
 EXIT_CODES = """\b
@@ -31,6 +32,7 @@ Exit codes
   2  wrong usage, or a mistake in the scenario
   3  the run could not begin: no broker there, refused by it, or too few open files
 """
+WIDE = 125  # columns of a terminal that has room for the whole report
 _PLAIN_EVERY_S = 2.0
 _LIVE_EVERY_S = 0.5
 
@@ -52,7 +54,7 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-@click.group()
+@click.group(cls=Group)
 def fleet() -> None:
     """Run simulated devices and account for every message.
 
@@ -231,40 +233,31 @@ def show_report(report: Report) -> None:
     from rich.console import Console
 
     # A pipe or file has no width: give it room for every column.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     if report.consumers:
-        console.print(report_table(report))
+        console.print(report_table(report, console.width))
     for line in report.lines():
         click.echo(line)
 
 
-def report_table(report: Report) -> Any:
-    """The report's consumers as a rich table."""
+def report_table(report: Report, width: int = WIDE) -> Any:
+    """The report's consumers as a rich table; where that is too wide, without the columns that say least."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
+    wide = width >= WIDE
+    uncertain = wide or any(one.uncertain for one in report.consumers)
+    table = Table() if wide else Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("consumer")
-    titles = (
-        "QoS",
-        "owed",
-        "delivered",
-        "lost",
-        "uncertain",
-        "twice",
-        "reordered",
-        "p50",
-        "p90",
-        "p99",
-        "p99.9",
-        "max ms",
-    )
+    titles = ["QoS", "owed", "delivered", "lost", *["uncertain"] * uncertain, "twice", "reordered"]
+    titles += ["p50", "p90", "p99", "p99.9", "max ms"] if wide else ["p50", "p99", "max ms"]
     for title in titles:
         table.add_column(title, justify="right")
     for one in report.consumers:
         latency = one.latency.summary_ms()
         times = [_ms(value) for value in latency.values()] if latency is not None else ["-"] * 5
-        counts = (one.owed, one.delivered, one.lost, one.uncertain, one.duplicated, one.reordered)
-        table.add_row(one.name, one.qos, *(f"{count:,}" for count in counts), *times)
+        counts = [one.owed, one.delivered, one.lost, *[one.uncertain] * uncertain, one.duplicated, one.reordered]
+        table.add_row(one.name, one.qos, *(f"{count:,}" for count in counts), *(times if wide else times[::2]))
     return table
 
 

@@ -9,11 +9,12 @@ import click
 from tidings.broker.store.inspect import StoreReader
 
 from .exits import ERROR
+from .group import Group
 
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """Look into a broker's data directory; it may be in use, and nothing is changed."""
 

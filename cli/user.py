@@ -18,6 +18,7 @@ from tidings.broker.access.users import (
 )
 
 from .exits import USAGE, Failure
+from .group import Group
 
 PASSWORD_VARIABLE = "TIDINGS_PASSWORD"
 _FILE = click.option(
@@ -30,7 +31,7 @@ _FILE = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def user() -> None:
     """Add, list and remove the users who may connect, in a password file.
 

@@ -188,7 +188,7 @@ class Report:
         if self.skipped:
             yield f"{self.skipped:,} never sent: the device had no connection (QoS 0) or its own queue was full"
         for reason, count in sorted(self.disconnects.items(), key=lambda item: -item[1])[:5]:
-            yield f"{count:,} times offline: {reason}"
+            yield f"{count:,} x offline: {reason}"
         for name, command in self.commands.items():
             line = f"{name}: {command.sent} sent, {command.answered} answered"
             if command.refused:

@@ -34,6 +34,7 @@ log: Final = logging.getLogger("tidings.broker")
 MAX_HANDSHAKE_BYTES: Final = 16_384  # what web servers commonly take for a request's head
 # The first of these that a client offers: the second is what clients of MQTT 3.1 offer, and no others.
 SUBPROTOCOLS: Final = [Subprotocol("mqtt"), Subprotocol("mqttv3.1")]
+HANDSHAKE_HEADERS: Final = ("sec-websocket-", "upgrade", "connection", "host", "origin")
 END_OF_HEAD: Final = b"\r\n\r\n"
 MAX_CONTROL_BYTES: Final = 125
 
@@ -191,6 +192,9 @@ class WebSocket(asyncio.Protocol):
             origin, host = request.headers.get("Origin"), request.headers["Host"]
         except (KeyError, MultipleValuesError):
             return HTTPStatus.BAD_REQUEST, "expected one Host and at most one Origin"
+        for name, value in request.headers.raw_items():  # the library cannot answer what it cannot write
+            if not value.isascii() and name.lower().startswith(HANDSHAKE_HEADERS):
+                return HTTPStatus.BAD_REQUEST, f"expected ASCII in {name}"
         if not self._endpoint.admits(origin, host):
             return HTTPStatus.FORBIDDEN, f"pages of {str(origin)[:80]!r} may not connect; see the listener's origins"
         return None

@@ -1,5 +1,6 @@
 """``tidings fleet``: what it prints, and its exit codes."""
 
+import io
 import json
 import os
 import pty
@@ -8,10 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from rich.console import Console
 
-from tidings.devices import ConsumerSnapshot, Snapshot
+from tidings.cli.fleet import report_table
+from tidings.devices import ConsumerSnapshot, Report, Snapshot
+from tidings.devices.histogram import Histogram
+from tidings.devices.report import ConsumerReport
 
 from .conftest import Run
 
@@ -202,3 +209,18 @@ def test_the_table_shows_a_line_for_each_consumer() -> None:
     assert "running, 3 of 20 s: 9 of 10 devices online, 5,000 published, 250/s" in text
     assert "archive" in text
     assert "77" in text
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, ["p50", "p99", "max ms"]), (140, ["p50", "p90", "p99", "p99.9"])])
+def test_the_report_fits_the_terminal(width: int, columns: list[str]) -> None:
+    latency = Histogram()
+    for value_us in (5_000, 2_000_000):
+        latency.record(value_us)
+    one = ConsumerReport("dashboard", "1/2", False, 1, owed=123_456, delivered=123_456, latency=latency)
+    console = Console(width=width, file=io.StringIO())
+    console.print(report_table(cast(Report, SimpleNamespace(consumers=[one])), width))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    for word in ("consumer", "delivered", "reordered", "dashboard", "123,456", "5.02", *columns):
+        assert word in text

@@ -100,4 +100,4 @@ def test_commands_and_skipped_rows_are_told() -> None:
     lines = "\n".join(report().lines())
     assert "ping to a: 2 sent, 1 answered, 1 refused, 1 unanswered" in lines
     assert "r: 5 rows of 1 devices, 1 skipped, the first: r.csv:2: bad" in lines
-    assert "2 times offline: cut" in lines
+    assert "2 x offline: cut" in lines

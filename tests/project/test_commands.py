@@ -14,6 +14,7 @@ from tidings.cli.main import COMMANDS, tidings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 Commands = dict[tuple[str, ...], click.Command]
 BLOCK = re.compile(r"^```(?:sh|console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -40,10 +41,10 @@ def shell_words(text: str) -> list[str]:
     return list(lexer)
 
 
-def readme_commands() -> list[list[str]]:
-    """The words of every ``tidings …`` command in README.md's shell blocks, each up to a pipe, ``&`` or redirection."""
+def page_commands(page: Path) -> list[list[str]]:
+    """The words of every ``tidings …`` command in a page's shell blocks, each up to a pipe, ``&`` or redirection."""
     found = []
-    for block in BLOCK.findall(README):
+    for block in BLOCK.findall(page.read_text()):
         for line in block.replace("\\\n", " ").splitlines():
             words = shell_words(line.removeprefix("$ "))
             while words:
@@ -66,8 +67,9 @@ def check(words: list[str], commands: Commands) -> None:
     command.make_parser(context).parse_args(rest)
 
 
-def test_commands_in_the_readme_exist_with_their_options(commands: Commands) -> None:
-    for words in readme_commands():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_exist_with_their_options(page: Path, commands: Commands) -> None:
+    for words in page_commands(page):
         check(words, commands)
 
 
@@ -114,3 +116,9 @@ def test_ci_reads_the_test_line_from_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "run_readme_line 2" in script
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+
+
+def test_an_overview_shows_whole_sentences(commands: Commands) -> None:
+    for path, command in commands.items():
+        if isinstance(command, click.Group):
+            assert "..." not in command.get_help(click.Context(command)).partition("Commands:")[2], path

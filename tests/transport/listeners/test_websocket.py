@@ -151,6 +151,9 @@ def test_a_handshake_may_come_byte_by_byte_with_a_frame_behind_it(knock: Callabl
         (request(Sec_WebSocket_Protocol="soap, xmpp"), 400, "expected one of mqtt"),
         (request(Sec_WebSocket_Key=None), 400, "Sec-WebSocket-Key"),
         (request(Sec_WebSocket_Key="short"), 400, "Sec-WebSocket-Key"),
+        (request(Sec_WebSocket_Key="\xff" * 24), 400, "expected ASCII in Sec-WebSocket-Key"),
+        (request(Upgrade="\xff websocket"), 400, "expected ASCII in Upgrade"),
+        (request(Connection="\xff Upgrade"), 400, "expected ASCII in Connection"),
         (request(Sec_WebSocket_Version="8"), 400, "Sec-WebSocket-Version"),
         (request(Upgrade=None), 426, "WebSocket"),
         (request(Connection="close"), 426, "WebSocket"),
@@ -166,11 +169,12 @@ def test_a_handshake_may_come_byte_by_byte_with_a_frame_behind_it(knock: Callabl
     ],
 )
 def test_a_wrong_handshake_is_refused_with_a_reason(
-    knock: Callable[..., Raw], data: bytes, status: int, words: str
+    knock: Callable[..., Raw], data: bytes, status: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = knock(data)
     assert raw.head().startswith(f"HTTP/1.1 {status} ")
     assert words in raw.rest().decode()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(("path", "status"), [("/mqtt", 101), ("/mqtt?a=b", 101), ("/", 404), ("/mqtt/", 404)])
