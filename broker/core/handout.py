@@ -49,9 +49,10 @@ class Handout:
         room = SLICE - window.queued
         while self._left and room > 0:
             filter, grant, messages = self._left[0]
-            kept = replace(grant, retain_as_published=True)
             if session.subscriptions.get(filter) is grant:
+                kept: Grant | None = None
                 for message in messages:
+                    kept = kept or replace(grant, retain_as_published=True)
                     if not (grant.no_local and message.sender == session.client_id):
                         window.deliver(Run([message], now), kept)
                         room -= 1

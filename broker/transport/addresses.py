@@ -3,11 +3,14 @@
 import logging
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from ..network import Network, group, host_of, parse_host
 
 log: Final = logging.getLogger("tidings.broker")
+
+REMEMBERED: Final = 10_000  # hosts of which it is known how they count: reading an address takes longer than a session
 
 
 class Addresses:
@@ -39,20 +42,18 @@ class Addresses:
         if banned:
             log.info("refusing %s: %s", peer, banned)  # somebody banned keeps coming, and that is known
             return True
-        count = self._open.get(group(host), 0)
+        name = _counted_as(host)
+        count = self._open.get(name, 0) if name else 0
         if count >= self._max_connections:
-            log.warning("refusing %s: %d connections are open from %s, as many as allowed", peer, count, group(host))
+            log.warning("refusing %s: %d connections are open from %s, as many as allowed", peer, count, name)
             return True
         return False
 
     def enter(self, peer: str) -> str:
         """A connection from ``peer`` is open; the name by which it is to ``leave``."""
-        host = host_of(peer)
-        address = parse_host(host)
-        if address is None or address.is_loopback:
-            return ""
-        name = group(host)
-        self._open[name] = self._open.get(name, 0) + 1
+        name = _counted_as(host_of(peer))
+        if name:
+            self._open[name] = self._open.get(name, 0) + 1
         return name
 
     def leave(self, name: str) -> None:
@@ -62,3 +63,10 @@ class Addresses:
             self._open[name] = count
         else:
             self._open.pop(name, None)
+
+
+@lru_cache(REMEMBERED)
+def _counted_as(host: str) -> str:
+    """The name by which ``host`` is counted, "" if it is not."""
+    address = parse_host(host)
+    return "" if address is None or address.is_loopback else group(host)

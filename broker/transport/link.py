@@ -156,8 +156,9 @@ class Link(asyncio.Protocol):
             return
         links = self._links
         if not self.admitted and not links.admit(self):
+            # It is read on until more comes: few send more than CONNECT before they hear from us.
             self._early = data
-            self._pause(PauseReason.CROWD)
+            self._note(PauseReason.CROWD)
             return
         engine = links.engine
         engine.stats.bytes_received += len(data)
@@ -261,10 +262,13 @@ class Link(asyncio.Protocol):
 
     def _pause(self, reason: PauseReason) -> None:
         assert self._transport is not None
+        self._note(reason)
+        self._transport.pause_reading()
+
+    def _note(self, reason: PauseReason) -> None:
         self.paused = reason
         if self.connection is not None:
             self.connection.pause(reason, self._links.clock())
-        self._transport.pause_reading()
 
     @property
     def knocks(self) -> bool:

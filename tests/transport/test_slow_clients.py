@@ -206,7 +206,10 @@ def test_clients_that_come_all_at_once_are_let_in_in_turn_between_the_turns_of_t
             here = await RawClient.connect(broker.urls[0], "here")
             crowd = [await RawClient.open(broker.urls[0]) for _ in range(40)]
             for number, client in enumerate(crowd):
-                client.send(Connect(f"c{number}", MQTT_5_0), Publish("t", b"", 1, packet_id=1))
+                client.send(Connect(f"c{number}", MQTT_5_0))
+            await asyncio.sleep(0)
+            for client in crowd:  # most of which wait
+                client.send(Publish("t", b"", 1, packet_id=1))
             here.send(Publish("t", b"", 1, packet_id=7))
             assert (await here.expect(Puback)).packet_id == 7
             crowd[30].abort()
