@@ -245,7 +245,7 @@ def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", waits.append)
+    monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
 
     async def work(store: SqliteStore, events: Events) -> None:
         async def written(*batches: int) -> None:
