@@ -8,7 +8,7 @@ import click
 
 from tidings.broker.store.inspect import StoreReader
 
-from .exits import ERROR
+from .exits import ERROR, Failure
 from .group import Group
 
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
@@ -60,11 +60,18 @@ def stats(directory: Path, as_json: bool) -> None:
 def export(directory: Path) -> None:
     """Everything as JSON lines: sessions, what each is owed in order, retained messages.
 
-    Every line has a "kind": session, owed or retained. Payloads are text, or base64 where they are none.
+    Every line has a "kind": session, owed or retained, or damaged for a message that cannot be read. Payloads are text,
+    or base64 where they are none.
+
+    Exit codes: 0 that is all; 1 something is damaged, or no store there.
     """
     reader = StoreReader(directory)
+    damaged = 0
     try:
         for record in reader.export():
+            damaged += record["kind"] == "damaged"
             sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
     finally:
         reader.close()
+    if damaged:
+        raise Failure(f"messages that cannot be read: {damaged}")

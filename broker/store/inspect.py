@@ -115,6 +115,7 @@ class StoreReader:
     def export(self) -> Iterator[dict[str, Any]]:
         """Every session and what it is owed, then every retained message, each a JSON object with a ``kind``.
 
+        In the place of a message that cannot be read there is a ``damaged`` with the ``trouble``.
         Times are seconds since 1970 on the broker's clock; a payload is ``payload`` if it is UTF-8, else
         ``payload_base64``.
         """
@@ -158,17 +159,11 @@ class StoreReader:
                     (number,),
                 ):
                     qos = decode_grant(options).qos
-                    for seq, message in enumerate(read_messages(database, stored, count), first):
-                        yield {
-                            "kind": "owed",
-                            "client_id": client_id,
-                            "seq": seq,
-                            "granted_qos": qos,
-                            **_message(message),
-                        }
-            for (stored,) in database.execute("SELECT message FROM retained ORDER BY topic"):
-                for message in read_messages(database, stored, 1):
-                    yield {"kind": "retained", **_message(message)}
+                    for at in range(count):
+                        owed = {"client_id": client_id, "seq": first + at, "granted_qos": qos}
+                        yield _exported("owed", database, stored + at, owed)
+            for topic, stored in database.execute("SELECT topic, message FROM retained ORDER BY topic"):
+                yield _exported("retained", database, stored, {"topic": topic})
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -191,6 +186,15 @@ def _options(grant: Grant) -> dict[str, Any]:
         "retain_as_published": grant.retain_as_published,
         "identifiers": list(grant.identifiers),
     }
+
+
+def _exported(kind: str, database: sqlite3.Connection, stored: int, known: dict[str, Any]) -> dict[str, Any]:
+    """One message, with what is known of it otherwise."""
+    try:
+        (message,) = read_messages(database, stored, 1)
+    except StoreError as error:
+        return {"kind": "damaged", **known, "message": stored, "trouble": str(error)}
+    return {"kind": kind, **known, **_message(message)}
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -129,14 +129,19 @@ def _prepare(database: sqlite3.Connection, version: int) -> None:
         )
 
 
+def damaged(path: Path, error: Exception) -> str:
+    """A database that cannot be trusted, in words that say what to do."""
+    return (
+        f"{path}: the database is damaged ({error}); see 'tidings store check {path.parent}', save what "
+        f"'tidings store export {path.parent}' can read, and move the directory away"
+    )
+
+
 def explain(path: Path, error: Exception) -> str:
     """A database error in words that say what to do."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return (
-            f"{path}: the database is damaged ({error}); see 'tidings store check {path.parent}', save what "
-            f"'tidings store export {path.parent}' can read, and move the directory away"
-        )
+        return damaged(path, error)
     if name == "SQLITE_FULL":
         return f"{path}: no space left to write to; make room on that disk"
     return f"{path}: {error}"

@@ -35,7 +35,7 @@ from .directory import Directory
 from .elapsed import boot, resume
 from .packs import read_messages
 from .rows import decode_grant, decode_will
-from .schema import FILE_NAME, connect, explain
+from .schema import FILE_NAME, connect, damaged, explain
 from .unwritten import Kept, Unwritten
 
 log: Final = logging.getLogger("tidings.broker.store")
@@ -169,6 +169,8 @@ class SqliteStore:
                 yield from read_messages(self._database, stored, 1)
         except sqlite3.Error as error:
             raise StoreError(explain(self._path, error)) from None
+        except StoreError as error:
+            raise StoreError(damaged(self._path, error)) from None
 
     def start(self, events: StoreEvents) -> None:
         """Start the writer thread. ``events`` is called in the running event loop."""

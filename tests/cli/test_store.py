@@ -84,10 +84,11 @@ def test_a_damaged_page_is_reported(store: Path, capsys: pytest.CaptureFixture[s
     path = store / "tidings.db"
     with sqlite3.connect(path) as database:
         page = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'owed'").fetchone()[0]
+        size = database.execute("PRAGMA page_size").fetchone()[0]
     database.close()
     with path.open("r+b") as file:
-        file.seek((page - 1) * 4096)
-        file.write(b"\xa5" * 4096)
+        file.seek((page - 1) * size)
+        file.write(b"\xa5" * size)
     code, out, _ = run(capsys, "check", store)
     assert code == 1
     assert "damaged" in out or "Tree" in out
@@ -120,6 +121,20 @@ def test_stats_count_what_is_there(store: Path, capsys: pytest.CaptureFixture[st
     assert {name: numbers[name] for name in expected} == expected
     text = run(capsys, "stats", store)[1]
     assert "owed                           2\n" in text
+
+
+def test_export_names_what_it_cannot_read_and_goes_on(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(store / "tidings.db") as database:
+        body = bytearray(database.execute("SELECT body FROM messages WHERE id = 2").fetchone()[0])
+        body[20] ^= 0xFF  # in the first of three
+        database.execute("UPDATE messages SET body = ? WHERE id = 2", (body,))
+    database.close()
+    code, out, err = run(capsys, "export", store)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["kind"] for line in lines] == ["session", "damaged", "owed", "retained"]
+    assert (lines[1]["client_id"], lines[1]["seq"]) == ("c", 1)
+    assert "its checksum does not match" in lines[1]["trouble"]
+    assert (code, err) == (1, "Error: messages that cannot be read: 1\n")
 
 
 def test_export_says_everything(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
