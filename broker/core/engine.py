@@ -21,6 +21,7 @@ from ..errors import ProtocolError, UnsupportedVersion
 from .budget import Budget
 from .connection import Connection
 from .deadlines import Deadlines, Regular
+from .handout import Handout
 from .levels import Levels
 from .message import Message, Run, forwarded
 from .ports import (
@@ -90,6 +91,7 @@ class Engine:
         self.clients_expired = 0
         self.clients_maximum = 0
         self.deadlines = Deadlines()
+        self.handout = Handout(self)
         self.budget = Budget(config, self.deadlines)
         self.deadlines.set(Regular(self.deadlines, self._sweep, SWEEP_S), now + SWEEP_S)
         if config.sys_interval_s:

@@ -9,6 +9,7 @@ from typing import Final
 
 from .message import Message
 
+EFFORT: Final = 32  # nodes that match nothing and are looked at in the time of about one delivery
 NODE_BYTES: Final = 300  # a node, its dict and its name; or topics of many levels would cost more than their messages
 
 
@@ -108,39 +109,51 @@ class Retained:
 
     def matching(self, filter: str, now: float) -> Iterator[Message]:
         """The retained messages that a new subscription to ``filter`` receives, without the expired ones."""
-        for message in self._matching(filter):
-            if message.expires_at is None or message.expires_at > now:
+        for message in self.search(filter):
+            if message is not None and (message.expires_at is None or message.expires_at > now):
                 yield message
 
-    def _matching(self, filter: str) -> Iterator[Message]:
+    def search(self, filter: str) -> Iterator[Message | None]:
+        """The retained messages that match, expired or not; None whenever ``EFFORT`` nodes were looked at in vain.
+
+        Messages may come and go between two steps: who was there all the time is found, once.
+        """
         if "+" not in filter and "#" not in filter:
             node = self._nodes.get(filter)
             if node is not None and node.message is not None:
                 yield node.message
             return
         levels = filter.split("/")
-        stack = [(self._root, 0)]
+        stack: list[tuple[Iterator[_Node], int]] = [(iter((self._root,)), 0)]
+        effort = 0
         while stack:
-            node, depth = stack.pop()
-            if depth == len(levels):
-                if node.message is not None:
-                    yield node.message
+            nodes, depth = stack[-1]
+            node = next(nodes, None)
+            if node is None:
+                stack.pop()
                 continue
-            level = levels[depth]
+            level = levels[depth] if depth < len(levels) else ""
+            effort += 1
+            if (depth == len(levels) or level == "#") and node.message is not None:
+                yield node.message
+                effort = 0
+            elif effort >= EFFORT:
+                yield None
+                effort = 0
+            if depth == len(levels):
+                continue
             if level == "#":
-                if node.message is not None:
-                    yield node.message
-                stack += [(child, depth) for child in self._visible(node, depth)]
+                stack.append((self._visible(node), depth))
             elif level == "+":
-                stack += [(child, depth + 1) for child in self._visible(node, depth)]
+                stack.append((self._visible(node), depth + 1))
             elif level in node.children:
-                stack.append((node.children[level], depth + 1))
+                stack.append((iter((node.children[level],)), depth + 1))
 
-    def _visible(self, node: _Node, depth: int) -> list[_Node]:
-        """The children that a wildcard at ``depth`` sees: below the root not those that begin with $."""
-        if depth == 0 and node is self._root:  # 5.0 [MQTT-4.7.2-1]
-            return [child for level, child in reversed(node.children.items()) if not level.startswith("$")]
-        return list(reversed(node.children.values()))
+    def _visible(self, node: _Node) -> Iterator[_Node]:
+        """The children that a wildcard sees: below the root not those that begin with $."""
+        if node is self._root:  # 5.0 [MQTT-4.7.2-1]
+            return iter([child for level, child in node.children.items() if not level.startswith("$")])
+        return iter(list(node.children.values()))
 
     def sweep(self, now: float) -> list[str]:
         """Remove every expired message and return their topics."""

@@ -16,7 +16,6 @@ from ..codec.packets import (
 from ..codec.reasons import ReasonCode
 from ..errors import ProtocolError
 from ..policy import choose, newest_only
-from .handout import Handout
 from .ports import Action
 from .topics import Grant, check_filter, max_weight, weight
 
@@ -78,10 +77,9 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
         if grant.share is None and (wanted.retain_handling == 0 or (wanted.retain_handling == 1 and new)):
             retained[wanted.filter] = grant
     if retained:
-        handout = Handout(connection)
         for filter, grant in retained.items():
-            handout.add(filter, grant, now)
-        handout.on_due(now)
+            engine.handout.add(connection, filter, grant)
+        engine.handout.begin(now)
 
 
 def _legal(packet: Subscribe, max_levels: int) -> Iterator[str]:

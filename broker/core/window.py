@@ -36,6 +36,7 @@ from .topics import Grant
 
 if TYPE_CHECKING:
     from ..config import Config
+    from .handout import Lookup
     from .snapshot import Stats
 
 DUP: Final = 0x08
@@ -54,6 +55,7 @@ class Window(InFlight):
         "alias_maximum",
         "keeps",
         "limit",
+        "lookups",
         "max_packet_size",
         "rights",
         "sent",
@@ -67,6 +69,7 @@ class Window(InFlight):
         self.wake: Callable[[], None] | None = None
         self.version = 4
         self.rights: Rights | None = None  # what the client may receive, if there is a gate
+        self.lookups: list[Lookup] | None = None  # retained messages that the client is still to be given
         self.limit = MAX_PACKET_ID
         self.max_packet_size = 0  # 0 = the client named none
         self.alias_maximum = 0
@@ -119,7 +122,7 @@ class Window(InFlight):
     def detach(self) -> None:
         """The connection is gone. What was in flight will be sent again, in its order, before anything else."""
         self.outbox = None
-        self.rights = None
+        self.rights = self.lookups = None
         self.link_bytes = 0
         self._aliases = None
         if self.inflight:
@@ -163,6 +166,9 @@ class Window(InFlight):
             else:
                 self.drop(DropReason.OFFLINE, run.count)
             return
+        if self.lookups:
+            for lookup in tuple(self.lookups):
+                lookup.overtake(run)
         if self.rights is not None:
             may = self.rights.receive(run.topic, run.now)
             if not may:

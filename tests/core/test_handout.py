@@ -1,8 +1,11 @@
 """Many retained messages for one subscription: all of them arrive, and nobody else waits for that."""
 
-from tidings.broker.codec.packets import Publish, Subscribe, SubscribeFilter, Unsubscribe
-from tidings.broker.core.handout import SLICE
+import pytest
+
+from tidings.broker.codec.packets import Puback, Publish, Subscribe, SubscribeFilter, Unsubscribe
+from tidings.broker.core.handout import SLICE, TURN_S
 from tidings.broker.core.message import Message
+from tidings.broker.core.retained import EFFORT
 
 from ..conformance.wire import Peer, Wire
 
@@ -60,3 +63,81 @@ def test_a_client_that_does_not_read_is_not_sent_more_than_it_can_queue() -> Non
     for _ in range(50):
         wire.advance(0.03)
     assert not wire.engine.stats.dropped
+
+
+def payloads(client: Peer, topic: str) -> list[tuple[bytes, bool]]:
+    return [
+        (packet.payload, packet.retain)
+        for packet in client.receive()
+        if isinstance(packet, Publish) and packet.topic == topic
+    ]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("place", [0, COUNT - 1])  # among those that are given out at once, or last
+def test_nothing_newer_overtakes_a_retained_message(place: int, qos: int) -> None:
+    wire = Wire(max_inflight=10)
+    retain(wire, COUNT)
+    client, publisher = wire.connect("a", 5), wire.connect("p", 5)
+    client.send(Subscribe(1, [SubscribeFilter("t/#", qos), SubscribeFilter("+/+", qos)]))
+    topic = f"t/{place}"
+    publisher.send(Publish(topic, b"newer", qos, packet_id=qos), Publish(topic, b"newest", qos, packet_id=2 * qos))
+    got: list[tuple[bytes, bool]] = []
+    for _ in range(COUNT):
+        wire.advance(0.03)
+        for packet in client.receive():
+            if isinstance(packet, Publish):
+                got += [(packet.payload, packet.retain)] if packet.topic == topic else []
+                if packet.qos:
+                    client.send(Puback(packet.packet_id))
+    assert got == [(b"x", True), (b"x", True), (b"newer", False), (b"newest", False)]
+
+
+def test_what_is_replaced_meanwhile_comes_as_it_is_published() -> None:
+    wire = Wire()
+    retain(wire, COUNT)
+    client, publisher = wire.connect("a", 5), wire.connect("p", 5)
+    client.send(Subscribe(1, [SubscribeFilter("t/#")]))
+    topic = f"t/{COUNT - 1}"
+    publisher.send(Publish(topic, b"newer", retain=True))
+    got: list[tuple[bytes, bool]] = []
+    for _ in range(10):
+        wire.advance(0.03)
+        got += payloads(client, topic)
+    assert got == [(b"newer", False)]
+
+
+def test_clients_that_ask_at_the_same_time_share_the_slices_of_a_turn() -> None:
+    wire = Wire()
+    retain(wire, COUNT)
+    clients = [wire.connect(f"c{number}", 5) for number in range(10)]
+    for client in clients:
+        client.send(Subscribe(1, [SubscribeFilter("t/#")]))
+    total = sum(len(topics(client)) for client in clients)
+    assert total == SLICE
+    for _ in range(40):
+        wire.advance(1.5 * TURN_S)
+        turn = [len(topics(client)) for client in clients]
+        assert sum(turn) <= SLICE
+        total += sum(turn)
+    assert total == 10 * COUNT
+
+
+def test_a_search_in_vain_does_not_hold_up_the_turn() -> None:
+    wire = Wire()
+    retain(wire, EFFORT * SLICE * 3)
+    assert wire.engine.retained.set(Message("t/7/found", b"x", retain=True))
+    client = wire.connect("a", 5)
+    client.send(Subscribe(1, [SubscribeFilter("t/+/+")]))
+    turns = 0
+    while not topics(client):
+        wire.advance(0.01)
+        turns += 1
+        assert turns < 10
+    assert turns == 0  # it is among the first
+    assert wire.engine.next_deadline() is not None
+    client.send(Subscribe(2, [SubscribeFilter("t/+/none")]))
+    for _ in range(10):
+        wire.advance(0.01)
+    assert topics(client) == []
+    assert wire.engine.sessions["a"].window.lookups is None

@@ -118,6 +118,31 @@ def test_retained_model_for_long() -> None:
     )
 
 
+@given(st.sets(TOPICS, max_size=12), filters(), st.lists(st.tuples(st.integers(0, 12), TOPICS, st.booleans())))
+@settings(deadline=None)
+def test_a_search_finds_once_who_was_there_all_the_time(
+    kept: set[str], filter: str, changes: list[tuple[int, str, bool]]
+) -> None:
+    retained = Retained(100, 100_000)
+    for topic in kept:
+        assert retained.set(Message(topic, b"x"))
+    found: list[str] = []
+    touched: set[str] = set()
+    for step, message in enumerate(retained.search(filter)):
+        if message is not None:
+            found.append(message.topic)
+        for at, topic, remove in changes:
+            if at == step:
+                touched.add(topic)
+                if remove:
+                    retained.remove(topic)
+                else:
+                    assert retained.set(Message(topic, b"y"))
+    assert len(set(found)) == len(found) or touched
+    assert {topic for topic in kept if matches(filter, topic)} - touched <= set(found)
+    assert all(matches(filter, topic) for topic in found)
+
+
 @given(st.dictionaries(TOPICS, st.binary(min_size=1, max_size=3), max_size=12), filters())
 @settings(deadline=None)
 def test_wildcards_find_what_looking_at_every_topic_finds(kept: dict[str, bytes], filter: str) -> None:
