@@ -152,7 +152,7 @@ class Broker:
         except BaseException:
             await self.stop()
             raise
-        self._links.turn()
+        self._links.loop.call_soon(self._links.turn)  # what the program does before it lets go is no turn of ours
 
     async def stop(self) -> None:
         """Stop accepting, tell clients (DISCONNECT 0x8B), let them take what is under way, close everything."""
@@ -407,8 +407,9 @@ class Broker:
     def _tick(self) -> None:
         engine, links = self._parts()
         self._timer = None
-        engine.tick(self._clock())
-        links.turn()
+        now = self._clock()
+        links.turn(now)
+        engine.tick(now)
 
     def durable(self, batch: int) -> None:
         """Everything up to ``batch`` is durable. The store calls it in the loop's thread."""

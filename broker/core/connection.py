@@ -166,6 +166,8 @@ class Connection:
             window = session.window
             if window.queue or window.resend or window.latest is not None:
                 window.pump(now)  # acknowledgements may have made room
+                if window.lookups:
+                    self.engine.handout.begin(now)
             elif window.charged and (not window.inflight or window.inflight_bytes < window.charged - SLACK_BYTES):
                 window.settle()
 

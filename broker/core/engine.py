@@ -90,6 +90,7 @@ class Engine:
         self.store_trouble = ""  # why the store writes nothing at all
         self.clients_expired = 0
         self.clients_maximum = 0
+        self.longest_turn_s = 0.0  # of the event loop's, with what its end flushes; ``$SYS`` tells it and begins anew
         self.deadlines = Deadlines()
         self.handout = Handout(self)
         self.budget = Budget(config, self.deadlines)
@@ -203,6 +204,8 @@ class Engine:
         """The outbox of ``connection`` has room again."""
         if connection.session is not None and connection.state is State.CONNECTED:
             connection.session.window.pump(now)
+            if connection.session.window.lookups:
+                self.handout.begin(now)
 
     def take_changes(self) -> tuple[int, list[Change]]:
         """The batch gathered so far, for the store to write; the next one begins."""

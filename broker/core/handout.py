@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SLICE: Final = 200  # messages: 0.7 ms; with 500 of them 1.7 ms were measured, and 4 ms where others used the machine
 TURN_S: Final = 0.00001  # until the next turn
 FRESH_S: Final = 0.005  # after which a SUBSCRIBE is not of the turn that gave out something last
-BUSY_S: Final = 0.02  # until clients are looked at again that have not taken their last slice
+BUSY_S: Final = 1.0  # until clients are looked at again that have not taken their last slice, and do not say when
 
 
 class Lookup:
@@ -121,7 +121,7 @@ class Handout:
         self._lookups.append(lookup)
 
     def begin(self, now: float) -> None:
-        """Give out what this turn has room for."""
+        """Give out what this turn has room for: somebody has asked, or has room again."""
         if now - self._served_at > FRESH_S:
             self._room = SLICE
         self._serve(now)

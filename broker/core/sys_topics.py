@@ -54,18 +54,28 @@ class SysTopics:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._loads = Loads()
+        self._longest_turn_s = 0.0  # since the start
 
     def publish(self, now: float) -> None:
         """Publish what has changed."""
         engine = self._engine
         self._loads.update(engine.stats, engine.config.sys_interval_s)
-        for topic, value in sys_topics(engine, now, self._loads).items():
+        for topic, value in {**sys_topics(engine, now, self._loads), **self._turns()}.items():
             old = engine.retained.get(topic)
             payload = value.encode()
             if old is None or old.payload != payload:
                 message = Message(topic, payload, 0, True)
                 engine.retained.set(message)
                 engine.announce(message, now)
+
+    def _turns(self) -> dict[str, str]:
+        """How long the event loop was away for at most, in ms: since the last time, and since the start."""
+        longest_s, self._engine.longest_turn_s = self._engine.longest_turn_s, 0.0
+        self._longest_turn_s = max(self._longest_turn_s, longest_s)
+        return {
+            "$SYS/tidings/loop/longest-turn-ms": f"{longest_s * 1000:.2f}",
+            "$SYS/tidings/loop/longest-turn-ever-ms": f"{self._longest_turn_s * 1000:.2f}",
+        }
 
 
 def sys_topics(engine: "Engine", now: float, loads: Loads) -> dict[str, str]:

@@ -164,6 +164,8 @@ class Link(asyncio.Protocol):
         engine.stats.bytes_received += len(data)
         decoder = self._decoder
         now = links.clock()
+        if not links.turn_ends:
+            links.turn(now)
         since = len(engine.changes) if engine.stalled else -1
         used_bytes = engine.budget.used_bytes
         packets: list[Packet] = []
@@ -202,7 +204,6 @@ class Link(asyncio.Protocol):
                 wait_s = self._spend(packets, len(data), now)
                 if wait_s:
                     self._wait(wait_s)
-        links.turn()
 
     def eof_received(self) -> bool:
         """MQTT has no use for a half-closed connection. What is under way is still sent, as in ``close``."""

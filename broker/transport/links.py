@@ -56,6 +56,7 @@ class Links:
         self._after = after
         self.dirty: list[Link] = []  # those that have something to flush
         self.turn_ends = False  # whether the end of this turn is arranged for
+        self._turn_began = 0.0
         self._one_closed = asyncio.Event()
         self._knocking: set[Link] = set()  # those that wait for the gate to let them in
         self._lobby: deque[Link] = deque()  # those whose CONNECT waits for its turn
@@ -107,10 +108,11 @@ class Links:
         for link in tuple(self.heavy):
             link.weigh()
 
-    def turn(self) -> None:
-        """Something happened in this turn: flush at its end."""
+    def turn(self, now: float | None = None) -> None:
+        """Something happened in this turn, at ``now``: flush at its end."""
         if not self.turn_ends:
             self.turn_ends = True
+            self._turn_began = self.clock() if now is None else now
             self.loop.call_soon(self._end_of_turn)
 
     def _end_of_turn(self) -> None:
@@ -129,9 +131,12 @@ class Links:
                 self._admitted += 1
                 link.admitted = True
                 link.go_on(PauseReason.CROWD)
+        self._after()
+        took_s = self.clock() - self._turn_began
+        if took_s > self.engine.longest_turn_s:
+            self.engine.longest_turn_s = took_s
         if self._lobby:
             self.turn()
-        self._after()
 
     def admit(self, link: "Link") -> bool:
         """Whether ``link`` may send its first bytes now; else its turn comes, after those who came before it."""

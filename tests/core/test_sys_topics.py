@@ -129,3 +129,18 @@ def test_snapshot_follows_queues_and_what_is_in_flight() -> None:
     shot = wire.engine.snapshot(wire.now)
     assert (shot.inflight_messages, shot.queued_messages, shot.queued_bytes) == (0, 0, 0)
     assert shot.stats.messages_sent == 5
+
+
+def test_the_longest_turn_is_told_for_each_interval_and_for_ever() -> None:
+    wire = Wire(sys_interval_s=10)
+    watcher = wire.connect("watcher", keep_alive=0)
+    wire.advance(0)
+    watcher.subscribe("$SYS/tidings/loop/#")
+    watcher.receive()
+    told = []
+    for longest_s in (0.0125, 0.003):
+        wire.engine.longest_turn_s = longest_s
+        wire.advance(10)
+        told.append({each.topic.rpartition("/")[2]: each.payload for each in watcher.messages()})
+    assert told[0] == {"longest-turn-ms": b"12.50", "longest-turn-ever-ms": b"12.50"}
+    assert told[1] == {"longest-turn-ms": b"3.00"}
