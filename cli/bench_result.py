@@ -133,6 +133,9 @@ class Result:
 
     def invalid(self) -> str:
         """Why the figures are not the broker's, or an empty string."""
+        silent = sum(not measured.delivered and not measured.latency_us for measured in self.rounds)
+        if silent:
+            return f"INVALID: nothing was delivered in {silent} of {len(self.rounds)} rounds: measure for longer"
         limited = sum(
             measured.broker_cpu_s is not None
             and measured.broker_cpu_s < _BUSY_CORES * measured.seconds

@@ -172,24 +172,24 @@ class Flow:
     def refill(self, now: int) -> None:
         """Let the publishers send what they may, each once, in turn.
 
-        A publisher waits until a quarter of its window is free, so that a broker that acknowledges one at a time does
-        not make the generator write one at a time.
+        A publisher waits until a quarter of its window is free, or a batch of large messages fits, so that a broker that
+        acknowledges one at a time does not make the generator write one at a time.
         """
         room = self.backlog * len(self.publishers) - (self.sent - self.settled // self.fan) + self._written_off
         ready = self._ready
         for _ in range(len(ready)):
             publisher = ready[0]
-            window = publisher.window
-            least = window // 4 or 1
+            window, capacity = publisher.window, publisher.batch.capacity
+            least = min(window // 4, capacity) or 1
             if room < least:
                 return
             ready.popleft()
             publisher.queued = False
-            amount = min(window - (publisher.sent - publisher.acked), room, publisher.batch.capacity)
+            amount = min(window - (publisher.sent - publisher.acked), room, capacity)
             if amount < least:
                 continue
             room -= amount
-            if publisher.publish(amount, now) and not publisher.qos:
+            if publisher.publish(amount, now) and (not publisher.qos or amount == capacity):
                 publisher.queued = True
                 ready.append(publisher)
 

@@ -110,6 +110,23 @@ def test_large_payloads_span_many_reads(target: Target) -> None:
     assert faults(measured) == {}
 
 
+def test_messages_of_which_few_make_a_batch_fill_the_window_all_the_same(target: Target) -> None:
+    generator = Generator(target, 4, frame_bytes=100_064)
+    (flow,), subscribers = build(generator, replace(TINY, qos=1, size_bytes=100_000, window=20, backlog=200))
+    generator.open_all([*subscribers, *flow.publishers])
+    (publisher,) = flow.publishers
+    assert publisher.batch.capacity == 1
+    most = 0
+    flow.wake(publisher)
+    for _ in range(100):
+        flow.refill(0)
+        most = max(most, publisher.sent - publisher.acked)
+        if publisher._out:  # the socket is full: only the broker can go on
+            break
+    assert most > 5
+    generator.close_all()
+
+
 @pytest.mark.parametrize("transport", ["tls", "ws", "wss"])
 @pytest.mark.parametrize("size_bytes", [64, 100_000])
 def test_what_carries_mqtt_changes_nothing(tmp_path: Path, transport: Transport, size_bytes: int) -> None:

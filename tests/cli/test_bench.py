@@ -167,6 +167,11 @@ def test_a_run_whose_generator_was_late_is_invalid() -> None:
     assert "late" in BenchResult("a", rounds=[late]).invalid()
 
 
+def test_a_run_in_which_nothing_came_is_invalid() -> None:
+    nothing = Measured(seconds=0.1)
+    assert "nothing was delivered in 1 of 2 rounds" in BenchResult("a", rounds=[nothing, measured(9)]).invalid()
+
+
 def test_faults_and_disturbance_are_noted() -> None:
     one = measured(9)
     one.lost, one.others_cores = 1200, 1.5
