@@ -56,6 +56,17 @@ def _load_options(scenario: Scenario) -> list[click.Option]:
             default=load.rate,
             help="Messages per second of all publishers together; without it as fast as the windows allow.",
         ),
+        "half_rate": _option(
+            "--rate",
+            type=SECONDS,
+            default=load.rate,
+            help="Messages per second of all publishers together; without it half of what each broker can do.",
+        ),
+        "policy": _option(
+            "--policy",
+            default=load.policy,
+            help="What the slow one asks for as tidings-policy, in MQTT 5.0; see 'tidings sub --help'.",
+        ),
         "window": _option(
             "--window",
             type=COUNT,
@@ -63,6 +74,9 @@ def _load_options(scenario: Scenario) -> list[click.Option]:
             help="Messages of a publisher that are not acknowledged; ten times as many may be undelivered.",
         ),
         "messages": _option("--messages", "amount", type=COUNT, default=load.amount, help="How many."),
+        "waiting": _option(
+            "--messages", "amount", type=click.IntRange(0), default=load.amount, help="That wait for each client."
+        ),
         "size_bytes": _option(
             "--size", "size_bytes", type=click.IntRange(16), default=load.size_bytes, help="Bytes of payload."
         ),
@@ -86,7 +100,7 @@ def _load_options(scenario: Scenario) -> list[click.Option]:
         ),
     }
     options = [available[name] for name in scenario.options]
-    if scenario.name != "conn" and "amount" not in scenario.options:
+    if scenario.name != "conn" and not {"messages", "waiting"} & set(scenario.options):
         options.append(_option("--for", "seconds", type=SECONDS, default=load.seconds, help="Seconds measured."))
     for option in options:
         option.show_default = True
@@ -242,6 +256,9 @@ def _round(scenario: Scenario, load: Load, result: Result, target: Target | None
         with ExitStack() as stack:
             if target is None:
                 peer = PEERS[result.broker]
+                if load.version not in peer.speaks and scenario.any_version:
+                    load = dataclasses.replace(load, version=max(peer.speaks))
+                    result.remark = f"measured with MQTT {'5.0' if load.version == 5 else '3.1.1'}"
                 if load.version not in peer.speaks:
                     result.excused = True
                     raise PeerError(f"{peer.name} does not speak MQTT {'5.0' if load.version == 5 else '3.1'}")
@@ -249,7 +266,7 @@ def _round(scenario: Scenario, load: Load, result: Result, target: Target | None
                 if load.transport not in peer.carries:
                     result.excused = True
                     raise PeerError(f"{peer.name}: this bench does not know how to have it listen for {load.transport}")
-                target = stack.enter_context(peer.running(load.transport))
+                target = stack.enter_context(peer.running(load.transport, scenario.bounded))
             result.rounds.append(in_own_process(scenario, load, target))
     except (LoadError, PeerError) as error:
         result.error = str(error)

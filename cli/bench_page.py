@@ -51,6 +51,7 @@ def _section(run: dict[str, Any]) -> str:
         parts.append(bar_plot(f"{metric.title}: median of the rounds, each round a dot", bars, metric.form))
         curves = [(_name(broker), [(float(k), v) for k, v in broker["latency_ms"].items()]) for broker in measured]
         parts.append(_latency_plot(curves))
+        parts.append(_memory_plot([(_name(broker), broker["memory_mb"][-1]) for broker in measured]))
         parts.append(_table(run, measured))
     for broker in run["brokers"]:
         remarks = [broker["error"], broker["invalid"], *broker["notes"]]
@@ -147,12 +148,37 @@ def _latency_plot(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -
     for i, (name, points) in enumerate(shown):
         if not points:
             continue
-        colour = _COLOURS[i % len(_COLOURS)]
-        path = " ".join(f"{x(percentile):.1f},{y(ms):.1f}" for percentile, ms in points)
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        drawn.append(f'<rect x="{left + room + 16}" y="{top + 20 * i}" width="12" height="12" fill="{colour}"/>')
-        drawn.append(f'<text x="{left + room + 34}" y="{top + 11 + 20 * i}">{html.escape(name)}</text>')
+        drawn += _curve(name, i, [f"{x(p):.1f},{y(ms):.1f}" for p, ms in points], left + room, top)
     return _svg(top + height + 28, drawn)
+
+
+def _memory_plot(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+    """Resident memory over time, in the last round."""
+    points = [point for _, found in curves for point in found]
+    if not points:
+        return ""
+    left, top, height, room = 70, 30, 150, _WIDTH - 70 - 150
+    longest, most = max(s for s, _ in points) or 1.0, max(mb for _, mb in points)
+    drawn = ['<text x="0" y="14">resident memory in MB over seconds, last round</text>']
+    for part in (0.0, 0.5, 1.0):
+        y, x = top + height * (1 - part), left + room * part
+        drawn.append(f'<line x1="{left}" x2="{left + room}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
+        drawn.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{most * part:,.0f}</text>')
+        drawn.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{longest * part:.1f}</text>')
+    for i, (name, found) in enumerate(curves):
+        line = [f"{left + room * s / longest:.1f},{top + height * (1 - mb / most):.1f}" for s, mb in found]
+        drawn += _curve(name, i, line, left + room, top)
+    return _svg(top + height + 28, drawn)
+
+
+def _curve(name: str, index: int, points: Sequence[str], right: int, top: int) -> list[str]:
+    """A line and its entry in the key."""
+    colour, y = _COLOURS[index % len(_COLOURS)], top + 20 * index
+    return [
+        f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>',
+        f'<rect x="{right + 16}" y="{y}" width="12" height="12" fill="{colour}"/>',
+        f'<text x="{right + 34}" y="{y + 11}">{html.escape(name)}</text>',
+    ]
 
 
 def _svg(height: int, drawn: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from tidings.devices.load_transports import Transport
 
 from .bench_certificate import write_certificate
 
+QUEUED: Final = 1_000  # Mosquitto's default
 _READY_WITHIN_S: Final = 20.0
 
 
@@ -36,14 +37,15 @@ class PeerError(Exception):
 class Peer:
     """One broker. ``find`` answers with the program, or None; ``command`` makes the command line that serves MQTT.
 
-    ``command`` takes the program, the port, a folder in which it may write its configuration, and what is to carry MQTT
-    there, one of ``carries``; for TLS the folder has server.crt and server.key.
+    ``command`` takes the program, the port, a folder in which it may write its configuration, what is to carry MQTT
+    there, one of ``carries`` (for TLS the folder has server.crt and server.key), and whether no more than ``QUEUED``
+    messages may wait for a client, where the broker has such a bound.
     """
 
     name: str
     find: Callable[[], str | None]
     install: str
-    command: Callable[[str, int, Path, Transport], list[str]]
+    command: Callable[[str, int, Path, Transport, bool], list[str]]
     version_command: tuple[str, ...]
     speaks: tuple[int, ...] = (4, 5)
     carries: tuple[Transport, ...] = ("tcp",)
@@ -63,7 +65,7 @@ class Peer:
         return found[0] if found else ""
 
     @contextmanager
-    def running(self, transport: Transport = "tcp") -> Iterator[Target]:
+    def running(self, transport: Transport = "tcp", bounded: bool = False) -> Iterator[Target]:
         """Start it, wait until it accepts connections, end it.
 
         Raises:
@@ -80,7 +82,7 @@ class Peer:
                 write_certificate(folder)
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    self.command(program, port, folder, transport),
+                    self.command(program, port, folder, transport, bounded),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -138,22 +140,34 @@ def _find_amqtt() -> str | None:
     return sys.executable if find_spec("amqtt") else None
 
 
-def _tidings(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
+def _tidings(program: str, port: int, folder: Path, transport: Transport, bounded: bool) -> list[str]:
     start = "from tidings.cli.main import main; main()"
+    config = folder / "tidings.yaml"
+    config.write_text(f"max_queued_messages: {QUEUED}\n" if bounded else "{}\n")
     files = ["--cert", "server.crt", "--key", "server.key"] if transport in ("tls", "wss") else []
-    return [program, "-c", start, "broker", "--memory", "--listen", f"{transport}://127.0.0.1:{port}", *files]
+    return [
+        program,
+        "-c",
+        start,
+        "broker",
+        "--memory",
+        "--listen",
+        f"{transport}://127.0.0.1:{port}",
+        "--config",
+        str(config),
+        *files,
+    ]
 
 
-def _mosquitto(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
+def _mosquitto(program: str, port: int, folder: Path, transport: Transport, bounded: bool) -> list[str]:
     config = folder / "mosquitto.conf"
     config.write_text(
         # Before 2.1 it ends at once if it listens for WebSocket only (its issues 2284 and 2578).
         (f"listener 0 {folder}/socket\n" if transport in ("ws", "wss") else "") + f"listener {port} 127.0.0.1\n"
         "allow_anonymous true\n"
         "persistence false\n"
-        "log_type none\n"
-        "max_queued_messages 0\n"  # 0 = no limit: it must not drop
-        "max_inflight_messages 0\n"
+        "log_type none\n"  # and 0 = no limit: it must not drop
+        + (f"max_queued_messages {QUEUED}\n" if bounded else "max_queued_messages 0\nmax_inflight_messages 0\n")
         + ("protocol websockets\n" if transport in ("ws", "wss") else "")
         + (f"certfile {folder}/server.crt\nkeyfile {folder}/server.key\n" if transport in ("tls", "wss") else "")
         + ("user root\n" if hasattr(os, "geteuid") and os.geteuid() == 0 else "")  # or it may not read the key
@@ -161,7 +175,7 @@ def _mosquitto(program: str, port: int, folder: Path, transport: Transport) -> l
     return [program, "-c", str(config)]
 
 
-def _amqtt(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
+def _amqtt(program: str, port: int, folder: Path, transport: Transport, bounded: bool) -> list[str]:
     config = folder / "amqtt.yaml"
     settings = {
         "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}", "max_connections": 100_000}},
@@ -180,7 +194,7 @@ def _amqtt(program: str, port: int, folder: Path, transport: Transport) -> list[
     return [program, "-c", start, str(config)]
 
 
-def _nats(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
+def _nats(program: str, port: int, folder: Path, transport: Transport, bounded: bool) -> list[str]:
     config = folder / "nats.conf"
     config.write_text(
         "server_name: bench\n"
@@ -192,7 +206,7 @@ def _nats(program: str, port: int, folder: Path, transport: Transport) -> list[s
     return [program, "-c", str(config)]
 
 
-def _aedes(program: str, port: int, folder: Path, transport: Transport) -> list[str]:
+def _aedes(program: str, port: int, folder: Path, transport: Transport, bounded: bool) -> list[str]:
     return [program, "start", "--protos", "tcp", "--host", "127.0.0.1", "--port", str(port)]
 
 

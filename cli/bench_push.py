@@ -23,11 +23,11 @@ from tidings.broker.codec.decode import Decoder
 from tidings.broker.codec.encode import encode
 from tidings.broker.codec.packets import Connack, Connect, Publish, Subscribe, SubscribeFilter
 from tidings.broker.thread import new_event_loop
-from tidings.devices.load_plan import Counts, count
+from tidings.devices.load_plan import Counts, count, quantile_ms
 
 from .bench_gateway import TOPIC, event, serve
 from .bench_page import bar_plot, document, table_of
-from .bench_result import aligned, quantile_ms
+from .bench_result import aligned
 from .exits import Failure
 
 _SETTLE_S: Final = 0.3

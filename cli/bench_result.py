@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]  # ships no types
 
-from tidings.devices.load_plan import Counts, Load, Measured
+from tidings.devices.load_plan import Counts, Load, Measured, quantile_ms
 
 _LONGEST_US: Final = 3_600_000_000
 _BUSY_CORES: Final = 0.8
@@ -35,24 +35,31 @@ class Metric:
 METRICS: Final = {
     "messages_per_s": Metric("msg/s", ",.0f", 1),
     "connections_per_s": Metric("conn/s", ",.0f", 1),
-    "reconnects_per_s": Metric("reconn/s", ",.0f", 1),
     "kb_per_connection": Metric("KB/conn", ".2f", -1),
     "p50_ms": Metric("p50 ms", ".3f", -1),
     "p99_ms": Metric("p99 ms", ".3f", -1),
     "p999_ms": Metric("p99.9 ms", ".3f", -1),
+    "all_served_s": Metric("all served s", ".2f", -1),
     "all_back_s": Metric("all back s", ".2f", -1),
+    "not_served": Metric("not served", ".0f", -1),
     "stored_per_s": Metric("stored/s", ",.0f", 1),
     "queued_per_s": Metric("queued/s", ",.0f", 1),
     "bytes_per_retained": Metric("B/retained", ",.0f", -1),
     "bytes_per_queued": Metric("B/queued", ",.0f", -1),
     "sessions_lost": Metric("sessions lost", ".0f", -1),
-    "healthy_before_p99_ms": Metric("p99 before", ".3f", -1),
-    "healthy_p99_ms": Metric("p99 beside frozen", ".3f", -1),
-    "healthy_max_ms": Metric("max beside", ".2f", -1),
-    "healthy_got_percent": Metric("healthy got %", ".0f", 1),
+    "healthy_ratio": Metric("p99 beside/alone", ".2f", -1),
+    "rate_per_s": Metric("rate", ",.0f"),
+    "healthy_before_p99_ms": Metric("p99 alone", ".3f", -1),
+    "healthy_p99_ms": Metric("p99 beside", ".3f", -1),
+    "healthy_got_percent": Metric("fast got %", ".0f", 1),
     "grown_mb": Metric("grown MB", ".1f", -1),
-    "frozen_cut_off": Metric("cut off", ".0f"),
+    "grown_late_mb": Metric("2nd half MB", ".1f", -1),
+    "frozen_cut_off": Metric("frozen cut off", ".0f"),
     "frozen_got_percent": Metric("frozen got %", ".0f"),
+    "slow_read": Metric("slow read", ",.0f"),
+    "slow_period_ms": Metric("slow reads each ms", ".1f"),
+    "slow_age_p50_ms": Metric("slow age p50", ".1f", -1),
+    "slow_age_max_ms": Metric("slow age max", ".1f", -1),
     "probe_quiet_p99_ms": Metric("probe p99 quiet", ".3f", -1),
     "probe_p99_ms": Metric("probe p99", ".3f", -1),
     "probe_max_ms": Metric("probe max", ".2f", -1),
@@ -71,16 +78,6 @@ def histogram(counts: Counts) -> HdrHistogram:
     for value, times in counts.items():
         result.record_value(max(1, min(value, _LONGEST_US)), times)
     return result
-
-
-def quantile_ms(counts: Counts, share: float) -> float:
-    """The latency that ``share`` of the messages did not exceed, in ms; 0 if there are none."""
-    wanted, seen = share * sum(counts.values()), 0
-    for value in sorted(counts):
-        seen += counts[value]
-        if seen >= wanted:
-            return value / 1000
-    return 0.0
 
 
 def metrics_of(measured: Measured) -> dict[str, float]:
@@ -114,6 +111,7 @@ class Result:
     rounds: list[Measured] = field(default_factory=list)
     error: str = ""
     excused: bool = False
+    remark: str = ""
 
     def values(self, metric: str) -> list[float]:
         """The metric of every round that has it."""
@@ -137,7 +135,8 @@ class Result:
         if silent:
             return f"INVALID: nothing was delivered in {silent} of {len(self.rounds)} rounds: measure for longer"
         limited = sum(
-            measured.broker_cpu_s is not None
+            not measured.lag_us
+            and measured.broker_cpu_s is not None
             and measured.broker_cpu_s < _BUSY_CORES * measured.seconds
             and measured.generator_cpu_s > _LIMITED_CORES * measured.seconds
             for measured in self.rounds
@@ -151,12 +150,15 @@ class Result:
 
     def notes(self) -> list[str]:
         """What else a reader must know: faults in delivery, and others who used the machine."""
-        notes = []
+        notes = [self.remark] if self.remark else []
         for name in ("lost", "duplicated", "reordered", "misrouted", "refused", "stalls"):
             total = sum(getattr(measured, name) for measured in self.rounds)
             if total:
                 notes.append(f"{total:,} {name}")
         others = max((measured.others_cores for measured in self.rounds), default=0.0)
+        busy = max((m.generator_cpu_s / m.seconds for m in self.rounds if m.lag_us and m.seconds), default=0.0)
+        if busy > _LIMITED_CORES:
+            notes.append(f"the generator was busy for {100 * busy:.0f} % of the time: latencies have a part of its own")
         if others > _DISTURBED_CORES:
             notes.append(f"disturbed: other programs used {others:.1f} cores")
         return notes
@@ -261,6 +263,7 @@ def _run_json(comparison: Comparison) -> dict[str, Any]:
                 "invalid": result.invalid(),
                 "notes": result.notes(),
                 "rounds": [metrics_of(measured) for measured in result.rounds],
+                "memory_mb": [measured.memory_mb for measured in result.rounds],
                 "median": {name: result.median(name) for name in comparison.columns()},
                 "latency_ms": {
                     str(100 * share): latency.get_value_at_percentile(100 * share) / 1000 for share in QUANTILES

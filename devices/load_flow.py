@@ -78,7 +78,7 @@ class Publisher(Connection):
 class Subscriber(Connection):
     """Receives, checks, acknowledges."""
 
-    __slots__ = ("_ack_byte", "_id_at", "_stamp_at", "_stride", "flow", "qos", "tally", "topic_filter")
+    __slots__ = ("_ack_byte", "_id_at", "_stamp_at", "flow", "qos", "stride", "tally", "topic_filter")
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class Subscriber(Connection):
         self.qos = load.qos
         self._ack_byte = (0, 0x40, 0x50)[load.qos]
         like = Batch(0, topic_of(0), load.qos, load.version, load.size_bytes, 1).fill(0, 1, 0)
-        body_at, self._stride = frame_bounds(like, 0, len(like))
-        self._stamp_at = self._stride - load.size_bytes
+        body_at, self.stride = frame_bounds(like, 0, len(like))
+        self._stamp_at = self.stride - load.size_bytes
         self._id_at = self._stamp_at - (3 if load.version >= 5 else 2)
         for retain in (0, 1):
             prefix = bytes((like[0] | retain,)) + bytes(like[1:body_at])
-            self.runs[prefix[0]] = (prefix, self._stride, self._on_publishes)
+            self.runs[prefix[0]] = (prefix, self.stride, self._on_publishes)
         if load.qos == 2:
             self.runs[0x62] = (b"\x62\x02", ACK_BYTES, self._on_pubrels)
 
@@ -125,8 +125,8 @@ class Subscriber(Connection):
         return super().frame(data, body_at)
 
     def _on_publishes(self, data: bytearray, start: int, found: int) -> bytes | bytearray:
-        self._took(data, start + self._stamp_at, found, self._stride)
-        return acks_for(self._ack_byte, data, start + self._id_at, found, self._stride) if self._ack_byte else b""
+        self._took(data, start + self._stamp_at, found, self.stride)
+        return acks_for(self._ack_byte, data, start + self._id_at, found, self.stride) if self._ack_byte else b""
 
     def _on_pubrels(self, data: bytearray, start: int, found: int) -> bytes | bytearray:
         return acks_for(0x70, data, start + 2, found, ACK_BYTES)
@@ -172,8 +172,8 @@ class Flow:
     def refill(self, now: int) -> None:
         """Let the publishers send what they may, each once, in turn.
 
-        A publisher waits until a quarter of its window is free, or a batch of large messages fits, so that a broker that
-        acknowledges one at a time does not make the generator write one at a time.
+        A publisher waits until a quarter of its window is free, or as much as a batch of large messages, so that a
+        broker that acknowledges one at a time does not make the generator write one at a time.
         """
         room = self.backlog * len(self.publishers) - (self.sent - self.settled // self.fan) + self._written_off
         ready = self._ready

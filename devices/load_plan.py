@@ -38,6 +38,7 @@ class Load:
     subscribers share one subscription. ``rate`` is messages/s of all publishers together; None is as fast as ``window``
     (not acknowledged, per publisher) and ``backlog`` (not delivered, per publisher) allow. QoS 0 knows no ``window``.
     ``amount`` is how many messages are retained, or queued for a client that is away. ``transport`` is what carries it.
+    ``policy`` is what a slow client asks tidings for (MQTT 5.0); other brokers take no notice of it.
     """
 
     shape: Literal["pairs", "all", "shared"] = "pairs"
@@ -54,6 +55,7 @@ class Load:
     seconds: float = 3.0
     drain_s: float = 5.0
     transport: Literal["tcp", "tls", "ws", "wss"] = "tcp"
+    policy: str = ""
 
 
 Counts = dict[int, int]
@@ -64,7 +66,8 @@ Counts = dict[int, int]
 class Measured:
     """What one run showed. ``sent`` and ``delivered`` are of the measured window, faults of the whole run.
 
-    ``others_cores``: how many cores everything else on the machine kept busy. ``numbers`` holds what only one scenario
+    ``others_cores``: how many cores everything else on the machine kept busy. ``memory_mb``: the broker's resident
+    memory as (seconds, MiB), where a scenario looks at it again and again. ``numbers`` holds what only one scenario
     measures, by name with the unit in it.
     """
 
@@ -84,12 +87,23 @@ class Measured:
     broker_cpu_s: float | None = None
     broker_peak_kb: int | None = None
     others_cores: float = 0.0
+    memory_mb: list[tuple[float, float]] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
 
 
 def count(counts: Counts, value_us: int) -> None:
     """Count one value."""
     counts[value_us] = counts.get(value_us, 0) + 1
+
+
+def quantile_ms(counts: Counts, share: float) -> float:
+    """The value that ``share`` of what was counted did not exceed, in ms; 0 if nothing was."""
+    wanted, seen = share * sum(counts.values()), 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= wanted:
+            return value / 1000
+    return 0.0
 
 
 def cpu_seconds(pid: int) -> float | None:

@@ -1,43 +1,40 @@
-"""The load scenarios that are more than a stream of messages: idle connections, retained messages, queues, storms.
+"""The load scenarios that are more than a stream of messages: idle connections, retained messages, queues.
 
 Each is a function of (load, target) like ``load.run``, and puts what only it measures into ``Measured.numbers``. Where
-bystanders matter, a probe runs beside: one pair at 1,000 messages/s whose latency shows what the others suffer.
+bystanders matter, a probe runs beside. More of them are in ``load_slow`` and ``load_storm``.
 """
 
 import gc
 import resource
-import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Final
 
 from tidings.broker.codec.encode import encode
 from tidings.broker.codec.packets import Disconnect, Publish, Subscribe, SubscribeFilter, Unsubscribe
 
-from .load import Timetable, Window, account, drain
+from .load import Window, account, drain
 from .load_flow import Flow, Publisher, Subscriber, topic_of
 from .load_plan import Counts, Load, LoadError, Measured, Target, count, memory_kb
+from .load_probe import Probe, add_faults, probe_numbers
 from .load_sockets import Connection, Generator
 from .load_wire import ACK_BYTES, Tally, frame_bounds
 
-_PROBE: Final = Load("pairs", 1, 1, qos=0, rate=1000.0)
-_PROBE_TOPIC: Final = "probe/000000"  # as long as the topics of topic_of, and heard by nobody else
-_SETTLE_S: Final = 0.5
-_SPARE_FILES: Final = 64
+SETTLE_S: Final = 0.5
+SPARE_FILES: Final = 64
 _AREA: Final = 1000  # retained topics that one look-up finds
-_SLEEPERS_BUFFER_BYTES: Final = 4096
-_AWAKE_BUFFER_BYTES: Final = 1 << 20
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, which leaves no TIME_WAIT behind
 
 Scene = Callable[[Generator, Load], Measured]
 
 
-def _scene(play: Scene) -> Callable[[Load, Target], Measured]:
+def scene(play: Scene) -> Callable[[Load, Target], Measured]:
+    """Give ``play`` a generator, and close that afterwards."""
+
     @wraps(play)
     def run(load: Load, target: Target) -> Measured:
-        allow_files(load.subscribers + load.publishers + _SPARE_FILES)
+        allow_files(load.subscribers + load.publishers + SPARE_FILES)
         generator = Generator(target, load.version, every_latency=True, frame_bytes=load.size_bytes + 64)
         gc.disable()
         try:
@@ -74,68 +71,29 @@ class Idler(Connection):
     def filters(self) -> Sequence[SubscribeFilter]:
         return (SubscribeFilter(self.topic_filter),)
 
-    def reset(self) -> None:
-        """Vanish like a client whose network fails."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.close()
+
+def forget(connections: Sequence[Connection]) -> None:
+    """End the sessions that these have left in the broker, so that it is as it was before."""
+    for connection in connections:
+        connection.persistent = False
+        if connection.fd >= 0:
+            connection.reset()
+    with suppress(LoadError):  # everything has been measured
+        connections[0].generator.open_all(connections)
 
 
-class Probe:
-    """A pair of bystanders: a flow, a timetable, and the latencies since the last ``take``."""
-
-    def __init__(self, generator: Generator, load: Load) -> None:
-        pair = Load("pairs", 1, 1, qos=0, version=load.version, size_bytes=load.size_bytes, rate=_PROBE.rate)
-        self._generator = generator
-        self.flow = Flow(1, 0)
-        self.flow.publishers = [Publisher(generator, self.flow, 0, _PROBE_TOPIC, pair)]
-        self.flow.tallies = [Tally(0, 1)]
-        generator.open_all([Subscriber(generator, self.flow, 0, _PROBE_TOPIC, self.flow.tallies[0], pair)])
-        generator.open_all(self.flow.publishers)
-        self._timetable = Timetable([self.flow], _PROBE.rate or 1.0)
-
-    def turn(self, until: float = float("inf")) -> None:
-        """One turn of the loop with the probe's messages sent as they fall due; not longer than ``until``."""
-        wait = min(self._timetable.send_due(), until - time.monotonic(), 0.05)
-        self._generator.turn(max(0.0, wait))
-
-    def run(self, seconds: float) -> Counts:
-        """Only the probe, for so long; its latencies."""
-        self._generator.latency_us.clear()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.turn(until)
-        return dict(self._generator.latency_us)
-
-
-def _percentile_ms(counts: Counts, share: float) -> float:
-    wanted, seen = share * sum(counts.values()), 0
-    for value in sorted(counts):
-        seen += counts[value]
-        if seen >= wanted:
-            return value / 1000
-    return 0.0
-
-
-def _probe_numbers(before: Counts, during: Counts) -> dict[str, float]:
-    return {
-        "probe_quiet_p99_ms": _percentile_ms(before, 0.99),
-        "probe_p99_ms": _percentile_ms(during, 0.99),
-        "probe_max_ms": _percentile_ms(during, 1.0),
-    }
-
-
-def _growth_bytes(pid: int, before_kb: int | None) -> float | None:
+def growth_bytes(pid: int, before_kb: int | None) -> float | None:
     """Resident memory that the broker has gained, once it is quiet."""
     now_kb = memory_kb(pid, "VmRSS")
     return None if now_kb is None or before_kb is None else 1024.0 * (now_kb - before_kb)
 
 
-@_scene
+@scene
 def connect(generator: Generator, load: Load) -> Measured:
     """``subscribers`` connections with one subscription each: how fast they are let in, and what one occupies."""
     pid = generator.target.pid
     generator.open_all([Idler(generator, 0)])  # so that what the broker loads once is not counted
-    time.sleep(_SETTLE_S)
+    time.sleep(SETTLE_S)
     before_kb = memory_kb(pid, "VmRSS")
     idlers = [Idler(generator, 1 + i) for i in range(load.subscribers)]
     window = Window(generator, [])
@@ -144,8 +102,8 @@ def connect(generator: Generator, load: Load) -> Measured:
     for idler in idlers:
         count(measured.latency_us, (idler.opened_ns - idler.started_ns) // 1000)
     measured.numbers["connections_per_s"] = load.subscribers / measured.seconds
-    time.sleep(_SETTLE_S)
-    grown = _growth_bytes(pid, before_kb)
+    time.sleep(SETTLE_S)
+    grown = growth_bytes(pid, before_kb)
     if grown is not None:
         measured.numbers["kb_per_connection"] = grown / 1024 / load.subscribers
     generator.check()
@@ -240,7 +198,7 @@ class Looker(Connection):
         return b""
 
 
-@_scene
+@scene
 def retained(generator: Generator, load: Load) -> Measured:
     """``amount`` retained messages, then ten wildcard look-ups a second that find 1,000 (or all) of them each.
 
@@ -257,39 +215,39 @@ def retained(generator: Generator, load: Load) -> Measured:
     feeder = Feeder(generator, make, load.amount, load.window)
     looker = Looker(generator, load, hits)
     generator.open_all([feeder, looker])
-    time.sleep(_SETTLE_S)
+    time.sleep(SETTLE_S)
     before_kb = memory_kb(pid, "VmRSS")
     took = feeder.feed(within_s=120.0)
-    grown = _growth_bytes(pid, before_kb)
-    probe = Probe(generator, load)
-    quiet = probe.run(1.0)
-    window = Window(generator, [])  # the probe is no load
-    lookups: Counts = {}
-    area, next_at = 0, time.monotonic()
-    until = next_at + load.seconds
-    while (now := time.monotonic()) < until:
-        if looker.done_ns:
-            count(lookups, (looker.done_ns - looker.asked_ns) // 1000)
-            looker.leave(area)
-            looker.asked_ns = looker.done_ns = 0
-            area = (area + 1) % areas
-        if not looker.asked_ns and now >= next_at:
-            looker.look(area)
-            next_at += 0.1
-        probe.turn(until)
-        generator.check()
+    grown = growth_bytes(pid, before_kb)
+    with Probe(load, generator.target) as probe:
+        quiet = probe.quiet(load.warmup_s)
+        window = Window(generator, [])  # the probe is no load
+        lookups: Counts = {}
+        area, next_at = 0, time.monotonic()
+        until = next_at + load.seconds
+        while (now := time.monotonic()) < until:
+            if looker.done_ns:
+                count(lookups, (looker.done_ns - looker.asked_ns) // 1000)
+                looker.leave(area)
+                looker.asked_ns = looker.done_ns = 0
+                area = (area + 1) % areas
+            if not looker.asked_ns and now >= next_at:
+                looker.look(area)
+                next_at += 0.1
+            generator.turn(max(0.0, min(until, next_at if next_at > now else until) - now))
+            generator.check()
+        measured = window.close()
+        during = probe.take()
     if not lookups:
         raise LoadError(f"no look-up of {hits} retained messages was answered in full within {load.seconds:.0f} s")
-    measured = window.close()
-    during, measured.latency_us = measured.latency_us, lookups
-    measured.numbers = {"stored_per_s": load.amount / took, **_probe_numbers(quiet, during)}
+    measured.latency_us, measured.lag_us = lookups, during.lag_us
+    measured.numbers = {"stored_per_s": load.amount / took, **probe_numbers(quiet.latency_us, during.latency_us)}
     if grown is not None:
         measured.numbers["bytes_per_retained"] = grown / load.amount
-    drain(generator, load.drain_s, [probe.flow])
-    return account(measured, [probe.flow])
+    return add_faults(measured, during)
 
 
-@_scene
+@scene
 def offline_queue(generator: Generator, load: Load) -> Measured:
     """``subscribers`` sessions go offline, ``amount`` messages queue up for each, all come back at once."""
     pid = generator.target.pid
@@ -304,7 +262,7 @@ def offline_queue(generator: Generator, load: Load) -> Measured:
     for subscriber in subscribers:
         subscriber.send(encode(Disconnect(), load.version))
         subscriber.close()
-    time.sleep(_SETTLE_S)
+    time.sleep(SETTLE_S)
     before_kb = memory_kb(pid, "VmRSS")
     publisher = flow.publishers[0]
     started = time.monotonic()
@@ -318,7 +276,7 @@ def offline_queue(generator: Generator, load: Load) -> Measured:
         if time.monotonic() - started > 120:
             raise LoadError(f"only {publisher.acked} of {load.amount} messages were acknowledged within 120 s")
     took = time.monotonic() - started
-    grown = _growth_bytes(pid, before_kb)
+    grown = growth_bytes(pid, before_kb)
     window = Window(generator, [flow])
     for subscriber in subscribers:
         subscriber.open()
@@ -331,133 +289,6 @@ def offline_queue(generator: Generator, load: Load) -> Measured:
     if grown is not None:
         measured.numbers["bytes_per_queued"] = grown / owed
     generator.check()
-    return account(measured, [flow])
-
-
-class Sleeper(Subscriber):
-    """A subscriber that stops reading, and may be cut off for it.
-
-    Its kernel keeps little, so that what it does not read is soon the broker's to keep.
-    """
-
-    __slots__ = ("cut",)
-
-    def __init__(
-        self, generator: Generator, flow: Flow, index: int, topic_filter: str, tally: Tally, load: Load
-    ) -> None:
-        super().__init__(generator, flow, index, topic_filter, tally, load)
-        self.cut = False
-        self.receive_bytes = _SLEEPERS_BUFFER_BYTES
-
-    def thaw(self) -> None:
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _AWAKE_BUFFER_BYTES)
-        super().thaw()
-
-    def lost(self, why: str) -> None:
-        self.cut = True
-        self.close()
-
-    def frame(self, data: bytes, body_at: int) -> bytes:
-        if data[0] >> 4 == 14:
-            self.cut = True
-            return b""
-        return super().frame(data, body_at)
-
-
-@_scene
-def slow_consumer(generator: Generator, load: Load) -> Measured:
-    """One publisher at ``rate``, ``subscribers`` healthy ones and one that stops reading half-way."""
-    flow = Flow(load.subscribers, load.backlog)
-    flow.publishers = [Publisher(generator, flow, 0, topic_of(0), load)]
-    flow.tallies = [Tally(0, 1) for _ in range(load.subscribers)]
-    healthy = [Subscriber(generator, flow, i, "bench/+", tally, load) for i, tally in enumerate(flow.tallies)]
-    aside = Flow(1, 0)
-    sleeper = Sleeper(generator, aside, load.subscribers, "bench/+", Tally(0, 1), load)
-    generator.open_all([*healthy, sleeper])
-    generator.open_all(flow.publishers)
-    timetable = Timetable([flow], load.rate or 1000.0)
-
-    def go_on(seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (now := time.monotonic()) < until:
-            generator.turn(min(timetable.send_due(), until - now))
-            generator.check()
-
-    go_on(load.warmup_s)
-    window = Window(generator, [flow])
-    go_on(load.seconds)
-    before = window.close()
-    before_kb = memory_kb(generator.target.pid, "VmRSS")
-    sleeper.freeze()
-    timetable.lag_us.clear()
-    window = Window(generator, [flow])
-    go_on(load.seconds)
-    measured = window.close()
-    measured.lag_us = timetable.lag_us
-    grown = _growth_bytes(generator.target.pid, before_kb)
-    measured.numbers = {
-        "healthy_before_p99_ms": _percentile_ms(before.latency_us, 0.99),
-        "healthy_p99_ms": _percentile_ms(measured.latency_us, 0.99),
-        "healthy_max_ms": _percentile_ms(measured.latency_us, 1.0),
-        "healthy_got_percent": 100.0 * measured.delivered / max(1, measured.sent * flow.fan),
-    }
-    if grown is not None:
-        measured.numbers["grown_mb"] = grown / 1024 / 1024
-    generator.latency_us.clear()
-    if sleeper.fd >= 0:
-        sleeper.thaw()
-    drain(generator, load.drain_s, [flow])
-    aside.sent = flow.sent
-    drain(generator, load.drain_s, [aside])
-    measured.numbers["frozen_cut_off"] = float(sleeper.cut)
-    measured.numbers["frozen_got_percent"] = 100.0 * aside.delivered / max(1, flow.sent)
-    return account(measured, [flow])
-
-
-@_scene
-def reconnect_storm(generator: Generator, load: Load) -> Measured:
-    """``subscribers`` clients lose their network at once and all come back at once, again and again for ``seconds``.
-
-    Latency is from a client's first SYN to its SUBACK.
-    """
-    idlers = [Idler(generator, i) for i in range(load.subscribers)]
-    generator.open_all(idlers)
-    probe = Probe(generator, load)
-    quiet = probe.run(1.0)
-    window = Window(generator, [])  # the probe is no load
-    back: Counts = {}
-    storms, away_s = 0, 0.0
-    until = time.monotonic() + load.seconds
-    pending = 0
-
-    def on_open(connection: Connection) -> None:
-        nonlocal pending
-        pending -= 1
-        count(back, (connection.opened_ns - connection.started_ns) // 1000)
-
-    while storms == 0 or time.monotonic() < until:
-        for idler in idlers:
-            idler.reset()
-        pending = len(idlers)
-        started = time.monotonic()
-        for idler in idlers:
-            idler.on_open = on_open
-            idler.open()
-        while pending:
-            probe.turn()
-            generator.check()
-            if time.monotonic() - started > 60:
-                raise LoadError(f"{pending} of {load.subscribers} clients were not back after 60 s")
-        storms += 1
-        away_s += time.monotonic() - started
-    measured = window.close()
-    during, measured.latency_us = measured.latency_us, back
-    measured.numbers = {
-        "reconnects_per_s": storms * load.subscribers / away_s,
-        "all_back_s": away_s / storms,
-        **_probe_numbers(quiet, during),
-    }
-    drain(generator, load.drain_s, [probe.flow])
-    for idler in idlers:
-        idler.reset()
-    return account(measured, [probe.flow])
+    account(measured, [flow])
+    forget(subscribers)
+    return measured

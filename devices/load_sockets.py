@@ -7,6 +7,7 @@ answers it. It never reconnects, pings or keeps time by itself: the scenarios do
 import errno
 import select
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from tidings.broker.codec.decode import Decoder
 from tidings.broker.codec.encode import encode
-from tidings.broker.codec.packets import NO_PROPERTIES, Connack, Connect, Subscribe, SubscribeFilter
+from tidings.broker.codec.packets import Connack, Connect, Subscribe, SubscribeFilter
+from tidings.broker.codec.properties import Properties
 
 from .load_plan import Counts, LoadError, Target
 from .load_transports import Socket, wrap
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from .load_flow import Flow
 
 _READ_BYTES: Final = 256 * 1024
+_SERVED: Final = 16  # sockets, then what must not wait has its turn
 _READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _WRITABLE: Final = select.EPOLLOUT
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, which leaves no TIME_WAIT behind
 _NEVER: Final = 0xFFFFFFFF  # session expiry: 5.0 section 3.1.2.11.2
 
 # How equal frames begin, how long they are, and who takes a run of them and says what to answer.
@@ -40,23 +44,29 @@ class Connection:
         "_rest",
         "_watched",
         "client_id",
+        "connect_properties",
         "fd",
         "generator",
         "on_open",
         "opened_ns",
         "persistent",
+        "read_bytes",
         "receive_bytes",
         "runs",
         "session_present",
         "sock",
         "started_ns",
+        "subscribe_properties",
     )
 
     def __init__(self, generator: "Generator", client_id: str, persistent: bool = False) -> None:
         self.generator = generator
         self.client_id = client_id
         self.persistent = persistent
+        self.connect_properties: Properties = {}  # these two for 5.0 only
+        self.subscribe_properties: Properties = {}
         self.receive_bytes = 0  # size of the kernel's receive buffer; 0 = as it likes
+        self.read_bytes = 0  # what one read may bring, with what is left of the last one; 0 = all there is room for
         self.runs: dict[int, Run] = {}
         self.started_ns = self.opened_ns = 0
         self.session_present = False
@@ -77,8 +87,10 @@ class Connection:
         self.sock = generator.dial(self.receive_bytes)
         self.fd = self.sock.fileno()
         self._rest = b""
-        keep = {"session_expiry_interval": _NEVER} if self.persistent and generator.version >= 5 else NO_PROPERTIES
-        connect = Connect(self.client_id, generator.version, not self.persistent, keep_alive=0, properties=keep)
+        properties = self.connect_properties.copy()
+        if self.persistent and generator.version >= 5:
+            properties["session_expiry_interval"] = _NEVER
+        connect = Connect(self.client_id, generator.version, not self.persistent, keep_alive=0, properties=properties)
         self._out = bytearray(encode(connect, generator.version))
         self._watched = _READABLE | _WRITABLE
         generator.add(self, self._watched)
@@ -90,13 +102,18 @@ class Connection:
             self.sock.close()
             self.fd = -1
 
+    def reset(self) -> None:
+        """Vanish like a client whose network fails."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
     def freeze(self) -> None:
         """Stop reading."""
         self._watch(0)
 
     def thaw(self) -> None:
         """Read again."""
-        self._watch(_READABLE | _WRITABLE)
+        self._watch(_READABLE | _WRITABLE if self._out else _READABLE)
 
     def send(self, data: bytes | bytearray | memoryview) -> bool:
         """Write now what the socket takes and the rest when it can; false if there is a rest."""
@@ -136,7 +153,7 @@ class Connection:
             self.granted(packets[0])
             filters = list(self.filters())
             if filters and not self.session_present:
-                return encode(Subscribe(1, filters), version)
+                return encode(Subscribe(1, filters, self.subscribe_properties), version)
             self._opened()
         elif kind == 9:
             code = max(data[-len(self.filters()) :])
@@ -158,8 +175,11 @@ class Connection:
         kept = len(rest)
         if kept:
             data[:kept] = rest
+        room = generator.room[kept:] if kept else generator.room
+        if self.read_bytes:
+            room = room[: max(1, self.read_bytes - kept)]
         try:
-            got = self.sock.recv_into(generator.room[kept:] if kept else generator.room)
+            got = self.sock.recv_into(room)
         except BlockingIOError:
             return
         except OSError as error:
@@ -273,8 +293,8 @@ class Generator:
             more = f" (and {len(self._trouble) - 1} more)" if len(self._trouble) > 1 else ""
             raise LoadError(self._trouble[0] + more)
 
-    def turn(self, timeout_s: float) -> None:
-        """Wait for sockets, and serve them once."""
+    def turn(self, timeout_s: float, between: Callable[[], float] | None = None) -> None:
+        """Wait for sockets, and serve them once; ``between``: what must not wait until all are served."""
         connections = self._connections
         if 0 < timeout_s < 0.002:
             # epoll rounds up to milliseconds; select takes microseconds, and an epoll can itself be waited for.
@@ -282,7 +302,9 @@ class Generator:
             timeout_s = 0
         events = self.epoll.poll(timeout_s)
         started = time.monotonic_ns()
-        for fd, what in events:
+        for i, (fd, what) in enumerate(events):
+            if between is not None and i % _SERVED == 0:
+                between()
             connection = connections.get(fd)
             if connection is None:
                 continue

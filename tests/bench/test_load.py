@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from tidings.broker import BrokerThread, Config, Listener
 from tidings.broker.codec.encode import encode
 from tidings.broker.codec.packets import Publish
 from tidings.cli.bench_certificate import write_certificate
-from tidings.devices import load_scenes
+from tidings.devices import load_scenes, load_slow, load_storm
 from tidings.devices.load import run
 from tidings.devices.load_flow import Flow, Publisher, build, topic_of
 from tidings.devices.load_plan import Load, LoadError, Measured, Target, busy_seconds, cpu_seconds, memory_kb
@@ -35,6 +36,14 @@ class Mute(Publisher):
 def target() -> Iterator[Target]:
     with BrokerThread(Config(listeners=["tcp://127.0.0.1:0"], sys_interval_s=0, stop_timeout_s=1)) as broker:
         yield Target(port=broker.port, pid=os.getpid())
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time to settle: figures do not matter here."""
+    for module in (load_scenes, load_storm):
+        monkeypatch.setattr(module, "SETTLE_S", 0.02)
+    monkeypatch.setattr(load_slow, "_CALIBRATE_S", 0.1)
 
 
 def faults(measured: Measured) -> dict[str, int]:
@@ -190,20 +199,56 @@ def test_what_queued_for_sessions_that_were_away_arrives_once(target: Target, qo
     assert faults(measured) == {}
 
 
-def test_healthy_subscribers_get_everything_beside_a_frozen_one(target: Target) -> None:
-    load = replace(TINY, shape="all", subscribers=3, rate=500.0, seconds=0.2)
-    measured = load_scenes.slow_consumer(load, target)
+@pytest.mark.parametrize(("version", "policy"), [(4, ""), (5, "latest")])
+def test_fast_subscribers_get_everything_beside_a_frozen_and_a_slow_one(
+    target: Target, version: int, policy: str
+) -> None:
+    load = replace(TINY, shape="all", subscribers=3, qos=1, version=version, policy=policy, rate=1000.0, seconds=0.4)
+    measured = load_slow.slow_consumer(load, target)
     assert faults(measured) == {}
-    assert measured.numbers["frozen_got_percent"] == 100
-    assert measured.numbers["healthy_got_percent"] > 50
-    assert measured.numbers["frozen_cut_off"] == 0
+    numbers = measured.numbers
+    assert numbers["healthy_got_percent"] > 50
+    assert numbers["frozen_cut_off"] == 0
+    assert numbers["frozen_got_percent"] == 100
+    assert numbers["slow_period_ms"] == 100
+    assert 2 <= numbers["slow_read"] <= 6  # of 500 that were published beside it
+    assert numbers["slow_age_max_ms"] >= numbers["slow_age_p50_ms"] > 0
+    assert len(measured.memory_mb) >= 2
 
 
-def test_all_clients_come_back_from_a_storm(target: Target) -> None:
-    measured = load_scenes.reconnect_storm(replace(TINY, subscribers=20, seconds=0.1), target)
-    assert measured.numbers["reconnects_per_s"] > 0
-    assert sum(measured.latency_us.values()) % 20 == 0
+def test_the_capacity_is_measured_where_no_rate_is_asked_for(target: Target) -> None:
+    load = replace(TINY, shape="all", publishers=2, subscribers=2, qos=1, seconds=0.1)
+    measured = load_slow.slow_consumer(load, target)
     assert faults(measured) == {}
+    assert measured.numbers["rate_per_s"] > 0
+
+
+@pytest.mark.parametrize(("version", "amount"), [(4, 5), (5, 0)])
+def test_all_clients_come_back_from_a_storm_get_what_waited_and_leave_nothing(version: int, amount: int) -> None:
+    load = replace(TINY, subscribers=20, qos=1, version=version, amount=amount)
+    with BrokerThread(Config(listeners=["tcp://127.0.0.1:0"], sys_interval_s=0, stop_timeout_s=1)) as broker:
+        measured = load_storm.reconnect_storm(load, Target(port=broker.port))
+        for _ in range(100):
+            if not broker.snapshot().clients_disconnected:
+                break
+            time.sleep(0.02)
+        assert broker.snapshot().clients_disconnected == 0
+    assert faults(measured) == {}
+    assert measured.delivered == 20 * amount
+    assert sum(measured.latency_us.values()) == 20
+    numbers = measured.numbers
+    assert (numbers["not_served"], numbers["sessions_lost"]) == (0, 0)
+    assert numbers["all_served_s"] >= numbers["all_back_s"] > 0
+    assert {"probe_quiet_p99_ms", "probe_p99_ms", "probe_max_ms"} <= set(numbers)
+
+
+def test_what_does_not_come_back_from_a_storm_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_storm, "_STALL_S", 0.2)
+    config = Config(listeners=["tcp://127.0.0.1:0"], sys_interval_s=0, stop_timeout_s=1, max_queued_messages=2)
+    with BrokerThread(config) as broker:
+        measured = load_storm.reconnect_storm(replace(TINY, subscribers=3, qos=1, amount=5), Target(port=broker.port))
+    assert faults(measured) == {"lost": 9}
+    assert measured.numbers["not_served"] == 3
 
 
 def test_a_process_that_is_gone_has_no_cpu_time_and_no_memory() -> None:
