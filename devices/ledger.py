@@ -144,8 +144,9 @@ class Flow:
     def excuse(self, window: Intervals | None = None) -> None:
         """What is owed and not here yet was possibly on its way to a clean session that is gone."""
         missing = (self.all_owed() if window is None else window).difference(self.received)
-        if self.excused is not None:
-            missing = missing.difference(self.excused)
+        for known in (self.excused, self.skipped):
+            if known is not None:
+                missing = missing.difference(known)
         if missing:
             self.excused = missing if self.excused is None else self.excused.union(missing)
             self.account.owed[self.qos > 0] -= len(missing)

@@ -54,6 +54,21 @@ def test_what_a_newer_message_made_out_of_date_is_skipped_and_not_lost() -> None
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_was_skipped_is_not_owed_when_a_clean_session_ends_either(qos: int) -> None:
+    books = Books(qos)
+    books.send(10)
+    books.deliver(1, 4)
+    books.ledger.left(books.account, "c")
+    assert books.account.backlog == 0
+    books.ledger.subscribed(books.account, "c", [qos])
+    books.send(2)
+    assert books.account.backlog == 2
+    books.deliver(12)
+    assert books.account.backlog == 0
+    assert (books.result.lost, books.result.broken) == (0, [])
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
 def test_the_last_value_has_to_arrive(qos: int) -> None:
     books = Books(qos)
     books.send(10)
