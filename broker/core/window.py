@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 DUP: Final = 0x08
 SLICE_BYTES: Final = 65_536  # how much one pump hands to the outbox before it looks at its mark again
+NEWEST_BYTES: Final = 4_096  # the same of what newer messages replace as long as it is not handed over
 
 
 class Window(InFlight):
@@ -362,7 +363,7 @@ class Window(InFlight):
             if message.qos == 2:
                 waits = True
                 batch = max(batch, message.batch)
-            if size >= SLICE_BYTES:
+            if size >= (SLICE_BYTES if newest is None else NEWEST_BYTES):
                 self._send(outbox, b"".join(pieces), waits, batch)
                 pieces, waits, size, batch = [], False, 0, 0
         if pieces:

@@ -256,6 +256,25 @@ def test_of_a_sampled_topic_the_newest_is_sent_when_its_slot_comes() -> None:
     assert subject.dropped == {DropReason.SAMPLED: 21}
 
 
+def test_of_the_newest_no_more_is_handed_over_than_the_outbox_wants() -> None:
+    """What is under way cannot be replaced any more."""
+
+    class Short(ListOutbox):
+        def send(self, data: bytes) -> None:
+            super().send(data)
+            self.full = sum(map(len, self.sent)) >= 4_096
+
+    subject, outbox = Window("w", Config(), Stats()), Short()
+    subject.attach(outbox, 5, 100)
+    outbox.full = True
+    for number in range(50):
+        deliver(subject, str(number), "x" * 1_000, "latest")
+    outbox.full = False
+    subject.pump(0.0)
+    assert len(sent(outbox)) == 5
+    assert subject.queued == 45
+
+
 def test_a_topic_that_changes_from_all_to_latest_keeps_its_order() -> None:
     subject, outbox = window()
     outbox.full = True
