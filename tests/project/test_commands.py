@@ -73,6 +73,14 @@ def test_commands_in_the_docs_exist_with_their_options(page: Path, commands: Com
         check(words, commands)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_commands_that_print_the_figures_exist_with_their_options(page: str, commands: Commands) -> None:
+    lines = re.findall(r"`(tidings bench [^`]+)`", (ROOT / page).read_text())
+    assert lines
+    for line in lines:
+        check(shell_words(line), commands)
+
+
 @pytest.mark.parametrize("line", ["tidings nothing", "tidings", "tidings broker --nothing", "tidings fleet nothing"])
 def test_a_wrong_command_in_the_readme_would_be_found(commands: Commands, line: str) -> None:
     with pytest.raises((AssertionError, click.NoSuchOption)):
