@@ -22,7 +22,7 @@ from .acceptor import Acceptor
 log: Final = logging.getLogger("tidings.broker")
 
 POLLS: Final = hasattr(select, "epoll")  # Linux
-EVENTS: Final = 256  # ready connections that one turn serves; what else the loop has to do comes next
+EVENTS: Final = 64  # ready connections that one turn serves; what else the loop has to do comes next
 SMALL_BYTES: Final = 65_536  # of a first read; the C library would have to ask the system for more each time
 READ_BYTES: Final = 262_144  # of one turn, from a connection that brings as much
 HIGH_BYTES: Final = 65_536  # as in asyncio, until the protocol says how much may wait
