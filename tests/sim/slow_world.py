@@ -247,7 +247,8 @@ class Person:
     def on_message(self, message: Publish) -> bool:
         number = int(message.payload[:6])
         key = message.topic, message.qos
-        if not message.dup and number <= self.newest[key]:
+        repeated = message.qos == 1 and self.received[message.topic, number]  # by a publisher that was cut off
+        if not message.dup and number <= self.newest[key] and not repeated:
             self.disorder.append(f"{message.topic} {number} after {self.newest[key]}")
         self.newest[key] = max(self.newest[key], number)
         self.received[message.topic, number] += 1
@@ -281,6 +282,11 @@ class World:
         self.taken_at: dict[tuple[str, int], float] = {}
         self.most_bytes = 0  # that waited in the broker
         self._tick_at: float | None = None
+        self._failed: BaseException | None = None
+        self.loop.set_exception_handler(self._fail)
+
+    def _fail(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._failed = self._failed or context.get("exception") or AssertionError(context["message"])
 
     def dial(self, client: Client) -> None:
         socket = Socket(self, client)
@@ -296,6 +302,8 @@ class World:
         if self.store is not None and self.random.random() < 0.5:
             self.store.commit()
         await asyncio.sleep(TICK_S)
+        if self._failed is not None:
+            raise self._failed
 
     # what ``Broker`` does at the end of a turn, and in time
 
