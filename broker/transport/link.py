@@ -380,8 +380,6 @@ class Link(asyncio.Protocol):
         self._held.append((batch, data, publishes))
         self._held_bytes += len(data) + ANSWER_OVERHEAD_BYTES
         self.held += publishes
-        if self._held_bytes >= self._turn_bytes:
-            self.full = True  # all of it may leave in one turn
 
     def hold(self, batch: int) -> None:
         if batch > self._links.durable:
@@ -462,9 +460,7 @@ class Link(asyncio.Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        if self._blocked or self._hold or self._closed:
-            return
-        if self._held_bytes >= self._turn_bytes or self._size >= min(self._turn_bytes, self._links.turn_bytes):
+        if self._blocked or self._hold or self._closed or self._size >= min(self._turn_bytes, self._links.turn_bytes):
             return
         self.full = False
         if self.connection is not None:
