@@ -13,7 +13,7 @@ up, the heaviest pay: every window is cut to one and the same level, which leave
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from .deadlines import Deadlines
+from .deadlines import Deadlines, Place
 from .soft_limit import SoftLimit
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Budget:
         "cut_off",
         "deadlines",
         "due_at",
-        "entry_at",
         "full",
         "high_bytes",
         "limit_bytes",
         "low_bytes",
         "pause_s",
+        "place",
         "pressed",
         "recount",
         "soft_limit",
@@ -66,7 +66,7 @@ class Budget:
         self._windows: dict[Queue, int] = {}
         self.soft_limit = SoftLimit(config, self)
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
 
     def charge(self, window: "Queue", size_bytes: int) -> None:
         """``size_bytes`` wait in ``window`` now."""

@@ -49,6 +49,7 @@ from .state import State
 from .subscribing import on_subscribe, on_unsubscribe
 
 if TYPE_CHECKING:
+    from .deadlines import Place
     from .engine import Engine
 
 
@@ -61,7 +62,6 @@ class Connection:
         "aliases",
         "due_at",
         "engine",
-        "entry_at",
         "held_up",
         "identity",
         "keep_alive_s",
@@ -69,6 +69,7 @@ class Connection:
         "max_packet_size",
         "outbox",
         "peer",
+        "place",
         "problem_information",
         "receive_maximum",
         "rights",
@@ -101,7 +102,7 @@ class Connection:
         self.keep_alive_s = 0.0  # silence in seconds after which the client counts as gone; 0 = never
         self.last_seen = now
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
         self.problem_information = True
         self.max_packet_size = 0  # 0 = the client named none
         self.welcome = 0  # the batch that CONNACK waits for

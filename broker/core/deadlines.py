@@ -1,8 +1,9 @@
 """The one heap of the broker: what is due when.
 
-Every timed item has at most one deadline, and moving it later costs nothing: its entry in the heap stays where it is
-and is looked at again when it comes up. Entries of items that have no deadline any more are removed before they
-outnumber the others, so memory follows the items there are, however often clients come and go.
+Every timed item has at most one deadline, and moving it later costs nothing: its place in the heap stays where it is
+and is looked at again when it comes up. One that is not needed any more lets go of its item, so that nothing of a
+client that left waits here for a keep-alive of hours; and such entries are removed before they outnumber the others.
+So memory follows the items there are, however often clients come and go.
 """
 
 from collections.abc import Callable
@@ -13,20 +14,30 @@ COMPACT_FROM: Final = 1_000  # dead entries below this are not worth a look
 
 
 class Timed(Protocol):
-    """What can be due. ``due_at`` and ``entry_at`` belong to ``Deadlines``; they begin as None."""
+    """What can be due. ``due_at`` and ``place`` belong to ``Deadlines``; they begin as None."""
 
     due_at: float | None  # engine time in seconds; None = never
-    entry_at: float | None  # where the item's entry stands in the heap; None = it has none
+    place: "Place | None"  # in the heap; None = it has none
 
     def on_due(self, now: float) -> None:
         """The deadline has come and is cleared; set the next one here if there is one."""
+
+
+class Place:
+    """When to look at an item again. Without ``item`` it is dead: there is another one, or no deadline."""
+
+    __slots__ = ("at", "item")
+
+    def __init__(self, at: float, item: Timed) -> None:
+        self.at = at
+        self.item: Timed | None = item
 
 
 class Deadlines:
     """A heap of timed items; those due at the same moment come in the order in which they were set."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Timed]] = []
+        self._heap: list[tuple[float, int, Place]] = []
         self._number = 0
         self._dead = 0
 
@@ -36,16 +47,16 @@ class Deadlines:
     def set(self, item: Timed, at: float | None) -> None:
         """``item`` is due at ``at`` and at no other time; None = never."""
         item.due_at = at
-        if at is None:
-            if item.entry_at is not None:
-                self._died()
-        elif item.entry_at is None or at < item.entry_at:
-            superseded = item.entry_at is not None
-            item.entry_at = at
+        place = item.place
+        if place is not None:
+            if at is not None and at >= place.at:
+                return
+            item.place = place.item = None
+            self._died()
+        if at is not None:
+            item.place = place = Place(at, item)
             self._number += 1
-            heappush(self._heap, (at, self._number, item))
-            if superseded:
-                self._died()
+            heappush(self._heap, (at, self._number, place))
 
     def next(self) -> float | None:
         """When something may be due; None = nothing ever."""
@@ -55,15 +66,14 @@ class Deadlines:
         """Call ``on_due`` of everything that is due."""
         heap = self._heap
         while heap and heap[0][0] <= now:
-            entry_at, _, item = heappop(heap)
-            if item.entry_at != entry_at:  # the item has another entry in force
-                self._dead = max(0, self._dead - 1)
+            at, _, place = heappop(heap)
+            item = place.item
+            if item is None:
+                self._dead -= 1
                 continue
-            item.entry_at = None
+            item.place = None
             due_at = item.due_at
-            if due_at is None:
-                self._dead = max(0, self._dead - 1)
-            elif due_at > entry_at:  # it was moved later; its turn comes in the order of time
+            if due_at is not None and due_at > at:  # it was moved later; its turn comes in the order of time
                 self.set(item, due_at)
             else:
                 item.due_at = None
@@ -72,21 +82,9 @@ class Deadlines:
     def _died(self) -> None:
         self._dead += 1
         if self._dead > COMPACT_FROM and self._dead * 2 > len(self._heap):
-            self._compact()
-
-    def _compact(self) -> None:
-        kept: list[tuple[float, int, Timed]] = []
-        for entry in self._heap:
-            item = entry[2]
-            if item.entry_at != entry[0]:
-                continue
-            if item.due_at is None:
-                item.entry_at = None
-            else:
-                kept.append(entry)
-        heapify(kept)
-        self._heap[:] = kept
-        self._dead = 0
+            self._heap[:] = [each for each in self._heap if each[2].item is not None]
+            heapify(self._heap)
+            self._dead = 0
 
 
 class Regular:
@@ -94,7 +92,7 @@ class Regular:
 
     def __init__(self, deadlines: Deadlines, action: Callable[[float], None], interval_s: float) -> None:
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
         self._deadlines = deadlines
         self._action = action
         self._interval_s = interval_s

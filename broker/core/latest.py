@@ -24,6 +24,7 @@ from .ports import Acked, Queued
 from .topics import Grant
 
 if TYPE_CHECKING:
+    from .deadlines import Place
     from .queue import Entry, Queue
 
 
@@ -44,8 +45,8 @@ class Latest:
         "apart",
         "behind",
         "due_at",
-        "entry_at",
         "max_topics",
+        "place",
     )
 
     def __init__(self, window: "Queue", wake: Callable[[float], None], max_topics: int) -> None:
@@ -61,7 +62,7 @@ class Latest:
         self._next_at: OrderedDict[str, float] = OrderedDict()  # when the next message of a topic may be taken
         self._turn = True
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
 
     def __len__(self) -> int:
         return len(self._pending) + len(self._held)

@@ -13,6 +13,7 @@ from .window import Window
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .deadlines import Place
     from .engine import Engine
     from .ports import PauseReason, Restored
 
@@ -43,11 +44,11 @@ class Session:
         "cut_off",
         "due_at",
         "engine",
-        "entry_at",
         "expires_at",
         "expiry_s",
         "incoming",
         "paused",
+        "place",
         "subscriptions",
         "weight",
         "will",
@@ -70,7 +71,7 @@ class Session:
         self.will: Will | None = None
         self.will_at: float | None = None  # when the will of a client that is gone is due
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
 
     def on_due(self, now: float) -> None:
         """Its will is due, or its end."""

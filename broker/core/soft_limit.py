@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..config import Config
     from .budget import Budget
+    from .deadlines import Place
     from .queue import Queue
 
 
 class SoftLimit:
     """The limit for all clients of one broker; ``budget`` tells it who has how much."""
 
-    __slots__ = ("_budget", "_new", "_since", "due_at", "entry_at", "limit_bytes", "limit_s")
+    __slots__ = ("_budget", "_new", "_since", "due_at", "limit_bytes", "limit_s", "place")
 
     def __init__(self, config: "Config", budget: "Budget") -> None:
         self._budget = budget
         self._new: dict[Queue, None] = {}
         self._since: dict[Queue, float] = {}  # in the order of time
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
         self.use(config)
 
     def use(self, config: "Config") -> None:

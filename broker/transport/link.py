@@ -23,6 +23,7 @@ from ..codec.packets import Packet, Publish, PublishRun
 from ..codec.reasons import ReasonCode
 from ..core.budget import SLACK_BYTES
 from ..core.connection import Connection
+from ..core.deadlines import Place
 from ..core.message import Message
 from ..core.ports import ANSWER_OVERHEAD_BYTES, PauseReason
 from ..core.rate import Rate
@@ -70,10 +71,10 @@ class Link(asyncio.Protocol):
         "admitted",
         "connection",
         "due_at",
-        "entry_at",
         "full",
         "held",
         "paused",
+        "place",
     )
 
     def __init__(self, links: Links, peer: str = "") -> None:
@@ -111,7 +112,7 @@ class Link(asyncio.Protocol):
         self.admitted = False  # whether it had its turn
         self._entered = ""  # the address that it counts for
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
 
     # what the event loop calls
 

@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+import weakref
 
 import pytest
 from hypothesis import settings
@@ -10,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from tidings.broker import Config
 from tidings.broker.codec.packets import Connect, Disconnect, Publish, Subscribe, SubscribeFilter, Unsubscribe, Will
-from tidings.broker.core.deadlines import COMPACT_FROM, Deadlines
+from tidings.broker.core.deadlines import COMPACT_FROM, Deadlines, Place
 from tidings.broker.core.engine import Engine
 
 from .outbox import ListOutbox
@@ -24,7 +25,7 @@ class Item:
     def __init__(self, name: int, deadlines: Deadlines, log: "list[tuple[float, int]]") -> None:
         self.name = name
         self.due_at: float | None = None
-        self.entry_at: float | None = None
+        self.place: Place | None = None
         self.again_s: float | None = None
         self._deadlines = deadlines
         self._log = log
@@ -165,6 +166,18 @@ def test_moving_later_costs_no_entry() -> None:
     for at in range(10_000):
         deadlines.set(item, float(at))
     assert len(deadlines) == 1
+
+
+@pytest.mark.parametrize("end", [None, 1.0])
+def test_item_whose_deadline_is_gone_or_past_is_not_kept_alive(end: float | None) -> None:
+    deadlines = Deadlines()
+    item = Item(0, deadlines, [])
+    gone = weakref.ref(item)
+    deadlines.set(item, 100_000.0)
+    deadlines.set(item, end)
+    deadlines.run(2.0)
+    del item
+    assert gone() is None
 
 
 def test_compaction_loses_nothing() -> None:
