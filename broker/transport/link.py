@@ -381,6 +381,8 @@ class Link(asyncio.Protocol):
         self._held.append((batch, data, publishes))
         self._held_bytes += len(data) + ANSWER_OVERHEAD_BYTES
         self.held += publishes
+        if self._held_bytes - ANSWER_OVERHEAD_BYTES * len(self._held) >= self._turn_bytes:
+            self.full = True  # all of it may leave in one turn
 
     def hold(self, batch: int) -> None:
         if batch > self._links.durable:
@@ -461,7 +463,10 @@ class Link(asyncio.Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        if self._blocked or self._hold or self._closed or self._size >= min(self._turn_bytes, self._links.turn_bytes):
+        if self._blocked or self._hold or self._closed:
+            return
+        held = self._held_bytes - ANSWER_OVERHEAD_BYTES * len(self._held or ())
+        if max(held, self._size) >= min(self._turn_bytes, self._links.turn_bytes):
             return
         self.full = False
         if self.connection is not None:

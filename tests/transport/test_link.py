@@ -300,3 +300,21 @@ def test_a_lost_connection_is_logged_with_the_client_that_had_it(
     play(carrier, scene)
     assert "disconnected: <connected 'gone' from " in caplog.text
     assert "connection lost" in caplog.text
+
+
+def test_answers_that_wait_for_the_disk_fill_the_outbox_until_they_leave(carrier: Carrier) -> None:
+    async def scene(broker: Broker, url: str) -> None:
+        async with await RawClient.connect(url, "one") as client:
+            link = links_of(broker)["one"]
+            batch = link._links.durable + 1_000
+            answer = encode(Puback(1), MQTT_5_0)
+            held_bytes = 0
+            while not link.full:
+                link.send_after(answer, batch)
+                held_bytes += len(answer)
+                assert held_bytes <= TURN * SMALL["outbox_high_bytes"] + len(answer)
+            link.release(batch)
+            await client.expect(Puback)
+            await until(lambda: not link.full)
+
+    play(carrier, scene, **SMALL)
