@@ -86,7 +86,9 @@ class Latest:
         window = self._window
         changes = window.changes
         message = messages[-1]
-        old = self._get(message.topic)
+        topic = message.topic
+        waiting = self._held if topic in self._held else self._pending
+        old = waiting.get(topic)
         seq = 0
         if old is not None:
             seq = old[2]
@@ -103,33 +105,25 @@ class Latest:
             changes.append(Queued(window.client_id, seq, [message], grant))
             if qos == 2:
                 message.batch = changes.number
-        self._put((message, grant, seq))
+        waiting[topic] = (message, grant, seq)
         window.queued_bytes += message.size
         return len(messages) - (old is None)
 
     def add_restored(self, entry: "Entry") -> bool:
         """Take an entry that comes back from the store; whether it, or one that it replaced, is not owed any more."""
         window = self._window
-        old = self._get(entry[0].topic)
+        topic = entry[0].topic
+        waiting = self._held if topic in self._held else self._pending
+        old = waiting.get(topic)
         gone: Entry | None = old
         if old is not None and (not old[2] or old[2] > entry[2]):
             gone = entry  # what waits came after it
         else:
-            self._put(entry)
+            waiting[topic] = entry
             window.queued_bytes += entry[0].size - (old[0].size if old is not None else 0)
         if gone is not None and gone[2] and window.changes is not None:
             window.changes.append(Acked(window.client_id, gone[2], [gone[0]]))
         return gone is not None
-
-    def _get(self, topic: str) -> "Entry | None":
-        return self._pending.get(topic) or self._held.get(topic)
-
-    def _put(self, entry: "Entry") -> None:
-        topic = entry[0].topic
-        if topic in self._held:
-            self._held[topic] = entry
-        else:
-            self._pending[topic] = entry
 
     # going
 

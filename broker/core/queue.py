@@ -46,6 +46,8 @@ class DropReason(Enum):
     CONFLATED = "conflated"  # a newer message of its topic came, and the policy is latest
     SAMPLED = "sampled"  # the same, and the policy is sample
 
+    __hash__ = object.__hash__  # that of Enum is a call into Python, and every drop would make five of them
+
 
 CHOSEN: Final = frozenset((DropReason.CONFLATED, DropReason.SAMPLED))  # what the subscriber asked to have skipped
 MISSED: Final = CHOSEN | {DropReason.QUEUE_FULL, DropReason.MEMORY}  # what ``tell-missed`` counts
@@ -129,13 +131,19 @@ class Queue:
                 if self._admit(message, grant, qos):
                     self._append([message], grant, qos)
         else:
-            replaced = self._newest_only().add(messages, grant, qos)
-            if replaced:
-                self.drop(DropReason.SAMPLED if policy.period_s else DropReason.CONFLATED, replaced)
-            elif self._over():
-                oldest, _, seq = self._newest_only().drop_oldest()
-                self.forget(seq, oldest, DropReason.QUEUE_FULL)
-            self._trim()
+            self._replace(messages, grant, qos)
+
+    def _replace(self, messages: list[Message], grant: Grant, qos: int) -> None:
+        """Let the last of ``messages`` wait in the place of what waits of its topic."""
+        latest = self._newest_only()
+        waited_bytes = self.queued_bytes
+        replaced = latest.add(messages, grant, qos)
+        if replaced:
+            assert grant.policy is not None
+            self.drop(DropReason.SAMPLED if grant.policy.period_s else DropReason.CONFLATED, replaced)
+            if self.queued_bytes <= waited_bytes:
+                return  # as many messages as before, and no more bytes
+        self._trim(latest_first=True)
 
     def _newest_only(self) -> Latest:
         if self.latest is None:
@@ -208,29 +216,25 @@ class Queue:
             else:
                 queue.append((message, grant, seq))
                 self.queued_bytes += size_bytes
-            if self.queued > config.max_queued_messages or self.queued_bytes > config.max_queued_bytes:
-                self._trim()
-        if self.spill is not None:
             self._trim()
 
-    def _over(self) -> bool:
-        config = self._config
-        return (
-            self.queued > config.max_queued_messages or self.queued_bytes + self.spilled_bytes > config.max_queued_bytes
-        )
-
-    def _trim(self) -> None:
+    def _trim(self, latest_first: bool = False) -> None:
         """Drop the oldest until the queue is within its bounds. If they are in the store, they are read first."""
+        config = self._config
         queue = self.queue
-        while self._over():
-            if queue:
+        over = self.queued - config.max_queued_messages
+        over_bytes = self.queued_bytes + self.spilled_bytes - config.max_queued_bytes
+        while over > 0 or over_bytes > 0:
+            if queue and not (latest_first and self.latest):
                 oldest, _, seq = queue.popleft()
                 self.queued_bytes -= oldest.size
             elif self.latest:
                 oldest, _, seq = self.latest.drop_oldest()
             else:
-                self.read_ahead(max(1, self.queued - self._config.max_queued_messages))
+                self.read_ahead(max(1, over))
                 return
+            over -= 1
+            over_bytes -= oldest.size
             self.forget(seq, oldest, DropReason.QUEUE_FULL)
 
     def leave_budget(self) -> None:

@@ -180,16 +180,20 @@ class Window(InFlight):
                     self.drop(DropReason.NOT_AUTHORIZED, run.count)
                 return
         policy = grant.policy
-        if policy is not None and (policy.period_s or self.latest or (self.missed and policy.tell_missed)):
+        if (
+            outbox.full
+            or self.queue
+            or self.resend
+            or self.spill
+            or self.max_packet_size
+            or self.alias_maximum
+            or (policy is not None and (policy.period_s or self.latest or (self.missed and policy.tell_missed)))
+        ):
             self._enqueue(run.messages, grant, qos)
-            self.pump(run.now)
-            return
-        if outbox.full or self.queue or self.resend or self.spill or self.max_packet_size or self.alias_maximum:
-            self._enqueue(run.messages, grant, qos)
-            if not outbox.full:
-                self.pump(run.now)
-            else:
+            if outbox.full:
                 self.settle()
+            else:
+                self.pump(run.now)
             return
         if qos == 0:
             data = run.frames(self.version, grant.retain_as_published, grant.identifiers)
@@ -306,8 +310,6 @@ class Window(InFlight):
                 message, grant, seq = newest
             elif source:
                 message, grant, seq = source[0]
-                if seq and latest is None and source is self.queue and not pieces and self._pump_plain(outbox, now):
-                    continue
             else:
                 break
             packet_id = 0
@@ -323,6 +325,8 @@ class Window(InFlight):
                     and not self.resend  # whose bytes are counted already
                 ):
                     break
+                if latest is None and source is self.queue and not pieces and self._pump_plain(outbox, now):
+                    continue
             may = self.rights is None or self.rights.receive(message.topic, now)
             if may is None:
                 break

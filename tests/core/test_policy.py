@@ -300,6 +300,21 @@ def test_a_queue_and_the_newest_of_other_topics_take_turns() -> None:
     assert sent(outbox) == ["a", "0", "b", "1", "2"]
 
 
+def test_what_is_too_much_of_the_newest_goes_before_anything_of_other_policies() -> None:
+    subject, outbox = Window("w", Config(max_queued_bytes=5_000), Stats()), ListOutbox()
+    subject.attach(outbox, 5, 100)
+    outbox.full = True
+    for number in range(10):
+        deliver(subject, "all", str(number), "all")
+    deliver(subject, "a", "1", "latest")
+    deliver(subject, "b", "1", "latest")
+    deliver(subject, "b", "2" * 2_600, "latest")
+    assert subject.dropped == {DropReason.CONFLATED: 1, DropReason.QUEUE_FULL: 1}
+    outbox.full = False
+    subject.pump(0.0)
+    assert sent(outbox) == [*map(str, range(10)), "2" * 2_600]
+
+
 def test_the_numbers_are_in_sys() -> None:
     broker = engine(sys_interval_s=10)
     slow, publisher = Client(broker, "slow"), Client(broker, "p")
