@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from ..codec.encode import encode
 from ..codec.packets import (
@@ -219,15 +219,19 @@ class Connection:
 
     def go_on(self, now: float) -> None:
         """The gate has decided something: handle what waited for it. Raises ProtocolError."""
-        waiting, self.undecided = self.undecided, None
+        waiting = self._take_undecided()
         if waiting is None:
             return
         self.receive(waiting, now)
-        undecided = cast("list[Packet] | None", self.undecided)  # set again, if another one has to wait
+        undecided = self.undecided  # set again, if another one has to wait
         if self.rights is not None and (undecided is None or undecided[0] is not waiting[0]):
             self.rights.done()
         if undecided is None:
             self.outbox.go_on(PauseReason.GATE)
+
+    def _take_undecided(self) -> list[Packet] | None:
+        waiting, self.undecided = self.undecided, None
+        return waiting
 
     def pause(self, reason: PauseReason | None, now: float) -> None:
         """The client is not read from any more, for ``reason``; None = it is again."""

@@ -61,7 +61,7 @@ class Message(Publish):
 
 def messages_of(wire: PublishRun, sender: str) -> list[Message]:
     """The messages of a run at QoS 1 or 2. Filling the slots here takes half the time of calling the class."""
-    new = object.__new__
+    new = Message.__new__
     topic, qos = wire.topic, wire.qos
     size = wire.stride - wire.head + len(topic) + OVERHEAD_BYTES
     messages: list[Message] = []
@@ -117,12 +117,12 @@ class Run:
     __slots__ = (
         "_forms",
         "_length",
+        "_messages",
         "_payload_bytes",
         "_size_bytes",
         "batch",
         "count",
         "heads",
-        "messages",
         "now",
         "qos",
         "sender",
@@ -131,7 +131,7 @@ class Run:
 
     def __init__(self, messages: list[Message], now: float, length: int = -1) -> None:
         first = messages[0]
-        self.messages = messages
+        self._messages = messages
         self.topic = first.topic
         self.qos = first.qos
         self.sender = first.sender
@@ -148,11 +148,16 @@ class Run:
         self._forms: dict[Any, Any] = {}
 
     @property
+    def messages(self) -> list[Message]:
+        """The messages, in order."""
+        return self._messages
+
+    @property
     def size_bytes(self) -> int:
         """What all messages together count against the bounds of memory."""
         size_bytes = self._size_bytes
         if size_bytes < 0:
-            size_bytes = self._size_bytes = sum([message.size for message in self.messages])
+            size_bytes = self._size_bytes = sum([message.size for message in self._messages])
         return size_bytes
 
     @property
@@ -160,7 +165,7 @@ class Run:
         """Bytes of all payloads."""
         size_bytes = self._payload_bytes
         if size_bytes < 0:
-            size_bytes = self._payload_bytes = sum([len(message.payload) for message in self.messages])
+            size_bytes = self._payload_bytes = sum([len(message.payload) for message in self._messages])
         return size_bytes
 
     def pieces(self, version: int, qos: int, keep_retain: bool, identifiers: tuple[int, ...]) -> list[bytes]:
@@ -168,18 +173,18 @@ class Run:
         key = (version, qos, keep_retain, identifiers)
         pieces: list[bytes] | None = self._forms.get(key)
         if pieces is None:
-            first = self.messages[0]
+            first = self._messages[0]
             if self.count == 1:
                 pieces = self._one(first, version, qos, keep_retain and first.retain, identifiers)
             elif not first.properties and first.expires_at is None and not identifiers:
-                payloads = [message.payload for message in self.messages]
+                payloads = [message.payload for message in self._messages]
                 heads = {} if self.heads is None else self.heads
                 pieces = publish_run(
                     self.topic, payloads, qos, keep_retain and first.retain, version, heads, self._length
                 )
             else:
                 pieces = []
-                for message in self.messages:
+                for message in self._messages:
                     head, tail = message.parts(version, qos, keep_retain and message.retain, identifiers, self.now)
                     pieces += (head, b"", tail)
             self._forms[key] = pieces
@@ -207,12 +212,12 @@ class WireRun(Run):
     Receivers of the same version are sent it as it is; messages are made only when somebody has to queue them.
     """
 
-    __slots__ = ("_messages", "_version", "_wire")
+    __slots__ = ("_version", "_wire")
 
     def __init__(self, wire: PublishRun, version: int, sender: str, now: float) -> None:
         self._wire = wire
         self._version = version
-        self._messages: list[Message] = []
+        self._messages = []
         self.topic = wire.topic
         self.qos = 0
         self.sender = sender
@@ -220,18 +225,23 @@ class WireRun(Run):
         self.count = wire.count
         self.now = now
         self.heads = None
-        self._length = wire.stride - wire.head
-        self._payload_bytes = wire.count * (wire.stride - wire.head)
-        self._size_bytes = -1
+        self._length = length = wire.stride - wire.head
+        self._payload_bytes = wire.count * length
+        self._size_bytes = wire.count * (length + len(wire.topic) + OVERHEAD_BYTES)
         self._forms = {}
 
     @property
-    def messages(self) -> list[Message]:  # type: ignore[override]  # made when first asked for
-        """The messages, in order."""
+    def messages(self) -> list[Message]:
+        """The messages, in order; made when first asked for."""
         if not self._messages:
             topic, sender = self.topic, self.sender
             self._messages = [Message(topic, payload, sender=sender) for payload in self._wire.payloads()]
         return self._messages
+
+    def pieces(self, version: int, qos: int, keep_retain: bool, identifiers: tuple[int, ...]) -> list[bytes]:
+        """As ``Run.pieces``."""
+        _ = self.messages  # makes them
+        return super().pieces(version, qos, keep_retain, identifiers)
 
     def frames(self, version: int, keep_retain: bool, identifiers: tuple[int, ...]) -> bytes:
         """As ``Run.frames``; the very bytes that came in where that is the same."""

@@ -223,12 +223,13 @@ class Window(InFlight):
         packet_id = seq % MAX_PACKET_ID + 1
         if packet_id in inflight or packet_id in released or len(inflight) + len(released) >= self.limit:
             return 0
-        message = run.messages[0]
+        messages = run.messages
+        message = messages[0]
         self.seq = seq
         inflight[packet_id] = (message, grant, seq)
         batch = run.batch
         if self.changes is not None and message.stored >= 0:
-            self.changes.append(Queued(self.client_id, seq, run.messages, grant))
+            self.changes.append(Queued(self.client_id, seq, messages, grant))
             if qos == 2:
                 batch = self.changes.number  # see _send_run
         head, _, tail = run.pieces(self.version, qos, grant.retain_as_published, grant.identifiers)

@@ -40,7 +40,7 @@ log: Final = logging.getLogger("tidings.broker")
 IMPLEMENTATION_ERROR: Final = 0x83
 SHORT_BYTES: Final = 4_096  # high-water mark of a client that wants the newest only
 GLANCE_S: Final = 0.1  # how often a client that must wait, and is waited for, is read from
-LINGER_S: Final = 5.0  # how long a closed connection may take to accept its last bytes
+LINGER_S = 5.0  # how long a closed connection may take to accept its last bytes; see acceptor.RETRY_S
 
 
 class Link(asyncio.Protocol):

@@ -29,8 +29,9 @@ log: Final = logging.getLogger("tidings.broker")
 # more than sending; one that is not read holds this much once, then stays blocked.
 TURN: Final = 4
 LEAST_TURN_BYTES: Final = 4_096
-ADMITTED: Final = 32  # clients whose CONNECT one turn takes, and resumes their queues; then others are served again
-LOOK_S: Final = 1.0  # how often those whom the gate lets wait are looked at: whether they are still there
+# Not Final, see acceptor.RETRY_S
+ADMITTED = 32  # clients whose CONNECT one turn takes, and resumes their queues; then others are served again
+LOOK_S = 1.0  # how often those whom the gate lets wait are looked at: whether they are still there
 ARRIVALS: Final = 10_000  # addresses whose rate of connections is remembered
 
 

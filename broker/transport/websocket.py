@@ -22,7 +22,7 @@ from websockets.typing import Subprotocol
 
 from .endpoint import Endpoint
 from .handshakes import Handshakes
-from .link import LINGER_S, Link, peer_name
+from .link import LINGER_S, peer_name
 
 try:
     from websockets.speedups import apply_mask
@@ -62,7 +62,9 @@ class WebSocket(asyncio.Protocol):
         "_transport",
     )
 
-    def __init__(self, link: Link, endpoint: Endpoint, handshakes: Handshakes, max_bytes: int, peer: str = "") -> None:
+    def __init__(
+        self, link: asyncio.Protocol, endpoint: Endpoint, handshakes: Handshakes, max_bytes: int, peer: str = ""
+    ) -> None:
         """``max_bytes`` may wait for a peer that causes answers and does not read them."""
         self._link = link
         self._endpoint = endpoint

@@ -179,18 +179,12 @@ def test_a_packet_that_cannot_be_written_is_named(packet: Packet, version: int, 
         encode(packet, version)
 
 
-class Huge(bytes):
-    """Says that it is longer than any packet."""
-
-    def __len__(self) -> int:
-        return 268_435_456
-
-
 def test_a_packet_over_the_largest_length_is_not_written() -> None:
+    huge = bytes(268_435_456)  # which the system gives, but nobody touches
     with pytest.raises(ValueError, match=r"body of 268435459 bytes is over the limit of 268435455"):
-        encode(Publish("a", Huge()), 4)
+        encode(Publish("a", huge), 4)
     with pytest.raises(ValueError, match="variable byte integer"):
-        publish_parts("a", Huge(), 0, False, NO_PROPERTIES, 4)
+        publish_parts("a", huge, 0, False, NO_PROPERTIES, 4)
 
 
 def test_pings_are_two_bytes_in_every_version() -> None:

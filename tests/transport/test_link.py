@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
 
 import pytest
 
@@ -22,9 +23,7 @@ from tidings.broker.codec.packets import (
     Subscribe,
     SubscribeFilter,
 )
-from tidings.broker.codec.properties import Properties
-from tidings.broker.core import publishing
-from tidings.broker.core.connection import Connection
+from tidings.broker.core.message import Message
 from tidings.broker.core.ports import PauseReason
 from tidings.broker.transport import link as link_module
 from tidings.broker.transport.link import Link
@@ -247,20 +246,20 @@ def test_connections_over_the_limit_are_closed_and_their_places_free_again_later
 
 
 def test_an_internal_error_costs_the_client_that_met_it_its_connection_and_nobody_else_anything(
-    carrier: Carrier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    carrier: Carrier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resolve = publishing._resolve_alias
+    class Bug:
+        """Is told about messages, and fails at one."""
 
-    def explode(connection: Connection, topic: str, properties: Properties) -> str:
-        if topic == "bomb":
-            raise RuntimeError("a bug")
-        return resolve(connection, topic, properties)
-
-    monkeypatch.setattr(publishing, "_resolve_alias", explode)
+        def received(self, client_id: str, messages: Sequence[Message], may: bool) -> None:
+            if messages[0].topic == "bomb":
+                raise RuntimeError("a bug")
 
     async def scene(broker: Broker, url: str) -> None:
         victim = await RawClient.connect(url, "victim")
         witness = await RawClient.connect(url, "witness")
+        assert broker._engine is not None
+        broker._engine.message_watcher = cast(Any, Bug())
         async with victim, witness:
             await witness.subscribe("a")
             victim.send(Publish("a", b"before"), Publish("bomb", b"", properties={"content_type": "x"}))

@@ -11,7 +11,6 @@ from tidings.broker import Config
 from tidings.broker.transport import websocket as module
 from tidings.broker.transport.endpoint import Endpoint
 from tidings.broker.transport.handshakes import Handshakes
-from tidings.broker.transport.link import Link
 from tidings.broker.transport.websocket import WebSocket
 
 from .test_websocket import CONNECT, masked, request
@@ -70,7 +69,7 @@ class Between:
         self.link = Notes()
         self.socket = Socket()
         self.websocket = WebSocket(
-            cast(Link, self.link), Endpoint("ws://127.0.0.1:0"), self.handshakes, Config().outbox_max_bytes
+            cast(asyncio.Protocol, self.link), Endpoint("ws://127.0.0.1:0"), self.handshakes, Config().outbox_max_bytes
         )
         self.websocket.connection_made(self.socket)
         self.websocket.data_received(request())
