@@ -48,6 +48,7 @@ METRICS: Final = {
     "bytes_per_queued": Metric("B/queued", ",.0f", -1),
     "sessions_lost": Metric("sessions lost", ".0f", -1),
     "healthy_ratio": Metric("p99 beside/alone", ".2f", -1),
+    "alone_ratio": Metric("p99 alone/alone", ".2f", -1),
     "rate_per_s": Metric("rate", ",.0f"),
     "healthy_before_p99_ms": Metric("p99 alone", ".3f", -1),
     "healthy_p99_ms": Metric("p99 beside", ".3f", -1),

@@ -1,6 +1,7 @@
 """The load scenario ``slow-consumer``: what one who does not read, and one who reads slowly, cost the others.
 
-The fast ones are measured alone and beside the two, in turn, all in one round and at one rate.
+The fast ones are measured alone and beside the two, all in one round and at one rate, in an order that lets a drift of
+the machine cancel out. Two stretches alone that follow one another tell how far two equal ones are apart.
 """
 
 import socket
@@ -168,7 +169,8 @@ def slow_consumer(generator: Generator, load: Load) -> Measured:
     alone: list[Measured] = []
     beside: list[Measured] = []
     for i in range(_TURNS):
-        alone.append(stage.play(load.seconds / _TURNS))
+        if i % 2:
+            alone.append(stage.play(load.seconds / _TURNS))
         frozen, slow = Aside(generator, load.subscribers, load), Slow(generator, load.subscribers + 1, load, period_s)
         sent = [publisher.sent for publisher in flow.publishers]
         for aside in (frozen, slow):
@@ -178,6 +180,8 @@ def slow_consumer(generator: Generator, load: Load) -> Measured:
         beside.append(stage.play(load.seconds / _TURNS, slow))
         if i < _TURNS - 1:
             _leave([frozen, slow])
+        if not i % 2:
+            alone.append(stage.play(load.seconds / _TURNS))
     measured = stage.play(load.seconds, slow)
     memory_mb = measured.memory_mb
     read = slow.got
@@ -187,12 +191,14 @@ def slow_consumer(generator: Generator, load: Load) -> Measured:
     for stretch in (*alone, *beside):
         for value, times in stretch.lag_us.items():
             measured.lag_us[value] = measured.lag_us.get(value, 0) + times
-    ratios = [p99_ms(with_them) / max(0.001, p99_ms(without)) for without, with_them in zip(alone, beside, strict=True)]
+    ratios = [_ratio(with_them, without) for without, with_them in zip(alone, beside, strict=True)]
+    equals = [_ratio(one, other) for one, other in zip(alone[::2], alone[1::2], strict=True)]
     measured.numbers = {
         "rate_per_s": stage.rate,
         "healthy_before_p99_ms": statistics.median(map(p99_ms, alone)),
         "healthy_p99_ms": statistics.median(map(p99_ms, beside)),
         "healthy_ratio": statistics.median(ratios),
+        "alone_ratio": max(max(ratio, 1 / ratio) for ratio in equals),
         "healthy_got_percent": 100.0 * measured.delivered / max(1, measured.sent * flow.fan),
         "frozen_cut_off": float(frozen.cut),
         "frozen_got_percent": 100.0 * frozen.tally.delivered / max(1, flow.sent - sum(sent)),
@@ -214,6 +220,10 @@ def slow_consumer(generator: Generator, load: Load) -> Measured:
 def p99_ms(measured: Measured) -> float:
     """What 99 % of the messages stayed below."""
     return quantile_ms(measured.latency_us, 0.99)
+
+
+def _ratio(one: Measured, other: Measured) -> float:
+    return max(0.001, p99_ms(one)) / max(0.001, p99_ms(other))
 
 
 def _leave(asides: Sequence[Aside]) -> None:

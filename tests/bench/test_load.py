@@ -208,6 +208,8 @@ def test_fast_subscribers_get_everything_beside_a_frozen_and_a_slow_one(
     assert faults(measured) == {}
     numbers = measured.numbers
     assert numbers["healthy_got_percent"] > 50
+    assert numbers["healthy_ratio"] > 0
+    assert numbers["alone_ratio"] >= 1
     assert numbers["frozen_cut_off"] == 0
     assert numbers["frozen_got_percent"] == 100
     assert numbers["slow_period_ms"] == 100
