@@ -142,7 +142,7 @@ class Broker:
                 self._links.tap = await self._plugins.start(
                     engine, self._clock, self._links.turn, self._gates.finish if self._gates is not None else None
                 )
-            self._handshakes = Handshakes(self.config.max_handshakes, self.config.connect_timeout_s)
+            self._handshakes = Handshakes(self.config.max_handshakes, self.config.connect_timeout_s, engine.stats)
             for endpoint in self._endpoints:
                 server, bound = await listen(endpoint, self._links, self._handshakes)
                 self._servers.append(server)

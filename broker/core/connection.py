@@ -41,7 +41,7 @@ from ..errors import ProtocolError
 from .budget import SLACK_BYTES
 from .connecting import on_auth, on_connect
 from .message import Message
-from .ports import ANSWER_OVERHEAD_BYTES, Identity, Outbox, PauseReason
+from .ports import ANSWER_OVERHEAD_BYTES, Identity, Outbox, PauseReason, TurnedAway
 from .publishing import on_publish, on_publish_run, on_pubrel, on_pubrels, on_run
 from .rights import Rights, Undecided
 from .session import Session
@@ -133,6 +133,7 @@ class Connection:
             engine.deadlines.set(self, now + engine.config.connect_timeout_s)  # it is us who did not listen
         elif self.state is not State.CONNECTED:
             why = "no CONNECT in time" if self.identity is None else "not authenticated in time"
+            engine.stats.turn_away(TurnedAway.CONNECT if self.identity is None else TurnedAway.AUTHENTICATION)
             engine.log.warning("closing %r: %s", self, why)
             engine.leave(self, now, why)
         elif self.keep_alive_s:

@@ -38,6 +38,17 @@ class PauseReason(Enum):
     GATE = "gate"  # the gate has not decided yet whether it may do what it asks for
 
 
+class TurnedAway(Enum):
+    """Why a connection was ended, without an answer, before its client had a session. Shown in metrics."""
+
+    FULL = "max-connections"
+    ADDRESS = "max-connections-per-address"
+    BANNED = "banned"  # its address
+    HANDSHAKE = "no-handshake"  # TLS, WebSocket or PROXY header; in time, or others waited
+    CONNECT = "no-connect"  # in time
+    AUTHENTICATION = "no-authentication"  # in time
+
+
 class Outbox(Protocol):
     """The way back to one client. Order is kept within ``send`` and within ``send_after``, not between them."""
 

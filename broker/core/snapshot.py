@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .ports import Action, PauseReason
+    from .ports import Action, PauseReason, TurnedAway
     from .queue import DropReason
     from .session import Session
 
@@ -39,12 +39,18 @@ class Stats:
     """Messages and subscriptions of clients that were not allowed; deliveries are in ``dropped``."""
     cut_off: dict[int, int] = field(default_factory=dict)
     """Connections that the broker ended, by reason code."""
+    turned_away: "dict[TurnedAway, int]" = field(default_factory=dict)
+    """Connections that came to nothing, and nobody was told why."""
     untold: int = 0
     """Events that plugins were not told of, because too many waited."""
 
     def refuse(self, action: "Action", count: int = 1) -> None:
         """Count what a client was not allowed to do."""
         self.not_authorized[action] = self.not_authorized.get(action, 0) + count
+
+    def turn_away(self, why: "TurnedAway") -> None:
+        """Count a connection that comes to nothing."""
+        self.turned_away[why] = self.turned_away.get(why, 0) + 1
 
     @property
     def packets_sent(self) -> int:

@@ -120,6 +120,8 @@ def sys_topics(engine: "Engine", now: float, loads: Loads) -> dict[str, str]:
         topics[f"$SYS/tidings/not-authorized/{action.value}"] = str(count)
     for code, count in stats.cut_off.items():
         topics[f"$SYS/tidings/cut-off/{_slug(code)}"] = str(count)
+    for unwanted, count in stats.turned_away.items():
+        topics[f"$SYS/tidings/turned-away/{unwanted.value}"] = str(count)
     if stats.untold:
         topics["$SYS/tidings/plugins/events-dropped"] = str(stats.untold)
     topics["$SYS/tidings/memory/bytes"] = str(shot.memory_bytes)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+from ..core.ports import TurnedAway
+from ..core.snapshot import Stats
 from ..network import Network, group, host_of, parse_host
 
 log: Final = logging.getLogger("tidings.broker")
@@ -16,7 +18,8 @@ REMEMBERED: Final = 10_000  # hosts of which it is known how they count: reading
 class Addresses:
     """The open connections of one broker by address. Those of this machine are not counted, nor local sockets."""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
         self._open: dict[str, int] = {}
         self.use((), sys.maxsize)
 
@@ -36,16 +39,18 @@ class Addresses:
         return "" if network is None else f"{network} is banned"
 
     def refuse(self, peer: str) -> bool:
-        """Whether another connection from ``peer``, ``ADDRESS:PORT``, is not wanted; the log says why."""
+        """Whether another connection from ``peer``, ``ADDRESS:PORT``, is not wanted; the log and the stats say why."""
         host = host_of(peer)
         banned = self.why_banned(host)
         if banned:
             log.info("refusing %s: %s", peer, banned)  # somebody banned keeps coming, and that is known
+            self._stats.turn_away(TurnedAway.BANNED)
             return True
         name = _counted_as(host)
         count = self._open.get(name, 0) if name else 0
         if count >= self._max_connections:
             log.warning("refusing %s: %d connections are open from %s, as many as allowed", peer, count, name)
+            self._stats.turn_away(TurnedAway.ADDRESS)
             return True
         return False
 

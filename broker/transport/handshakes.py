@@ -9,6 +9,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from ..core.ports import TurnedAway
+from ..core.snapshot import Stats
+
 STOPPED: Final = "the broker stops"
 FAIR_SHARE: Final = 0.2  # of its time limit that a handshake gets although others wait
 
@@ -22,7 +25,8 @@ class _Entry(NamedTuple):
 class Handshakes:
     """The handshakes of one broker. ``owner`` is any object that stands for one of them."""
 
-    def __init__(self, max_count: int, limit_s: float) -> None:
+    def __init__(self, max_count: int, limit_s: float, stats: Stats) -> None:
+        self._stats = stats
         self._max_count = max_count
         self._limit_s = limit_s
         self._loop = asyncio.get_running_loop()
@@ -82,6 +86,8 @@ class Handshakes:
             self._cut(owner, STOPPED)
 
     def _cut(self, owner: object, why: str) -> None:
+        if not self._stopped:
+            self._stats.turn_away(TurnedAway.HANDSHAKE)
         entry = self._open[owner]
         self.end(owner)
         entry.cut_off(why)

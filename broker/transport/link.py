@@ -121,16 +121,7 @@ class Link(asyncio.Protocol):
         links = self._links
         self._transport = transport
         peer = self._peer or peer_name(transport)
-        if not links.accepting:
-            self._closed = True
-            transport.abort()
-            return
-        if len(links.open) >= links.max_connections:
-            log.warning("refusing %s: %d connections are open, as many as allowed", peer, links.max_connections)
-            self._closed = True
-            transport.abort()
-            return
-        if links.addresses.refuse(peer):
+        if links.turn_away(peer):
             self._closed = True
             transport.abort()
             return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ..codec.wire import TopicTable
 from ..core.connection import Connection
 from ..core.engine import Engine
-from ..core.ports import PauseReason, Tap
+from ..core.ports import PauseReason, Tap, TurnedAway
 from ..core.rate import Rate
 from ..network import parse_network
 from .addresses import Addresses
@@ -46,7 +46,7 @@ class Links:
         self.tap: Tap | None = None
         self.open: set[Link] = set()
         self.accepting = True  # False once the broker stops; what was accepted by then is cut off
-        self.addresses = Addresses()
+        self.addresses = Addresses(engine.stats)
         self.durable = 0
         self.waiting: set[Link] = set()  # those that hold something back for the store
         self.stalled: set[Link] = set()  # those that are not read from because of the store
@@ -87,6 +87,16 @@ class Links:
         while self.open:
             self._one_closed.clear()
             await self._one_closed.wait()
+
+    def turn_away(self, peer: str) -> bool:
+        """Whether another connection, from ``peer``, is not wanted; the log and the stats say why."""
+        if not self.accepting:
+            return True
+        if len(self.open) >= self.max_connections:
+            log.warning("refusing %s: %d connections are open, as many as allowed", peer, self.max_connections)
+            self.engine.stats.turn_away(TurnedAway.FULL)
+            return True
+        return self.addresses.refuse(peer)
 
     def opened(self, link: "Link") -> None:
         """``link`` has a connection."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tidings.broker.codec import Decoder, encode
 from tidings.broker.codec.packets import Connack, Disconnect, Puback, Pubcomp, Publish, Pubrec, Pubrel
 from tidings.broker.core.message import Message
+from tidings.broker.core.ports import TurnedAway
 from tidings.broker.core.window import DropReason
 
 from ..conformance.wire import Peer, Wire
@@ -322,6 +323,7 @@ def test_connection_without_a_connect_is_closed_in_time(wire_with: Callable[...,
     assert late.closed is (version is None)
     assert peer.receive() == []
     assert len(wire.engine.connections) == (version is not None)
+    assert wire.engine.stats.turned_away == {TurnedAway.CONNECT: 1 + (version is None)}
 
 
 @pytest.fixture

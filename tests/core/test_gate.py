@@ -22,7 +22,7 @@ from tidings.broker.codec.packets import (
     Will,
 )
 from tidings.broker.codec.reasons import ReasonCode
-from tidings.broker.core.ports import Accepted, Action, Identity, Refused
+from tidings.broker.core.ports import Accepted, Action, Identity, Refused, TurnedAway
 from tidings.broker.core.rights import MAX_ASKED
 from tidings.broker.core.window import DropReason
 
@@ -89,6 +89,7 @@ def test_decision_that_comes_too_late_changes_nothing() -> None:
     wire.advance(wire.config.connect_timeout_s)
     assert peer.closed
     assert gate.gone == gate.identities
+    assert wire.engine.stats.turned_away == {TurnedAway.AUTHENTICATION: 1}
     gate.decide(wire.engine, Accepted(), wire.now)
     gate.allow(wire.engine, PUBLISH, "t")
     assert wire.engine.sessions == {}

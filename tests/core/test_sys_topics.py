@@ -4,6 +4,7 @@ from math import exp
 
 import pytest
 
+from tidings.broker.core.ports import TurnedAway
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.sys_topics import LOAD_MINUTES, Loads
 
@@ -30,6 +31,18 @@ def read(peer: Peer) -> dict[str, str]:
     """What arrived under $SYS/broker, the last value of each topic."""
     prefix = "$SYS/broker/"
     return {each.topic.removeprefix(prefix): each.payload.decode() for each in peer.messages()}
+
+
+def test_who_was_turned_away_is_counted_by_reason() -> None:
+    wire = Wire(sys_interval_s=10, connect_timeout_s=5)
+    watcher = wire.connect("watcher", keep_alive=0)
+    wire.open()
+    wire.open()
+    wire.engine.stats.turn_away(TurnedAway.FULL)  # as the transport does
+    wire.advance(10)
+    watcher.subscribe("$SYS/tidings/turned-away/#")
+    values = {each.topic.rpartition("/")[2]: each.payload for each in watcher.messages()}
+    assert values == {"no-connect": b"2", "max-connections": b"1"}
 
 
 def test_the_topics_are_there_with_the_values_of_the_moment() -> None:

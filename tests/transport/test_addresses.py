@@ -3,6 +3,8 @@
 import pytest
 
 from tidings.broker import Config
+from tidings.broker.core.ports import TurnedAway
+from tidings.broker.core.snapshot import Stats
 from tidings.broker.network import group, host_of, parse_network
 from tidings.broker.transport.addresses import Addresses
 
@@ -30,11 +32,13 @@ def test_the_host_of_a_peer(peer: str, host: str) -> None:
 
 
 def test_an_address_has_so_many_connections_and_this_machine_any(caplog: pytest.LogCaptureFixture) -> None:
-    addresses = Addresses()
+    stats = Stats()
+    addresses = Addresses(stats)
     addresses.use([], 2)
     names = [addresses.enter(peer) for peer in ("2001:db8::1:1", "2001:db8::2:1")]
     assert addresses.refuse("2001:db8::3:1")
     assert caplog.messages == ["refusing 2001:db8::3:1: 2 connections are open from 2001:db8::/64, as many as allowed"]
+    assert stats.turned_away == {TurnedAway.ADDRESS: 1}
     assert not addresses.refuse("2001:db8:0:1::3:1")
     addresses.leave(names[0])
     assert not addresses.refuse("2001:db8::3:1")
@@ -62,7 +66,7 @@ def test_an_address_has_so_many_connections_and_this_machine_any(caplog: pytest.
 )
 def test_networks_are_banned_however_an_address_is_written(host: str, banned: bool) -> None:
     networks = [parse_network(text) for text in ("192.0.2.1/24", "198.51.100.1", "2001:db8::/32")]
-    addresses = Addresses()
+    addresses = Addresses(Stats())
     assert not addresses.refuse(f"{host}:1")
     addresses.use(networks, 10)
     assert addresses.refuse(f"{host}:1") is banned

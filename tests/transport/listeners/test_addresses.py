@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from tidings.broker.core.ports import TurnedAway
+
 from .conftest import Serve
 from .streams import TIMEOUT_S, Closed
 
@@ -18,6 +20,7 @@ def test_an_address_has_only_so_many_connections(serve: Serve, kind: str) -> Non
         with pytest.raises((Closed, OSError)):
             served.client("c")
     first.ping()
+    assert served.broker.snapshot().stats.turned_away == {TurnedAway.ADDRESS: 3}
     second.close()
     until = time.monotonic() + TIMEOUT_S
     while True:  # until the broker has noticed
@@ -33,7 +36,9 @@ def test_a_banned_network_is_not_even_shaken_hands_with(serve: Serve, kind: str)
     served = serve(kind, banned_addresses=["203.0.113.0/24"])
     with pytest.raises((Closed, OSError)):
         served.client("a")
-    assert served.broker.snapshot().stats.connections == 0
+    stats = served.broker.snapshot().stats
+    assert stats.connections == 0
+    assert stats.turned_away == {TurnedAway.BANNED: 1}
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "ws", "wss"])
@@ -41,4 +46,6 @@ def test_bans_hold_without_a_load_balancer_too(serve: Serve, kind: str) -> None:
     served = serve(kind, banned_addresses=["127.0.0.0/8"])
     with pytest.raises((Closed, OSError)):
         served.client("a")
-    assert served.broker.snapshot().stats.connections == 0
+    stats = served.broker.snapshot().stats
+    assert stats.connections == 0
+    assert stats.turned_away == {TurnedAway.BANNED: 1}

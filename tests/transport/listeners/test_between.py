@@ -8,6 +8,7 @@ import pytest
 from websockets.frames import Opcode as Op
 
 from tidings.broker import Config
+from tidings.broker.core.snapshot import Stats
 from tidings.broker.transport import websocket as module
 from tidings.broker.transport.endpoint import Endpoint
 from tidings.broker.transport.handshakes import Handshakes
@@ -65,7 +66,7 @@ class Between:
     """A WebSocket whose handshake is through."""
 
     def __init__(self) -> None:
-        self.handshakes = Handshakes(5, 60)
+        self.handshakes = Handshakes(5, 60, Stats())
         self.link = Notes()
         self.socket = Socket()
         self.websocket = WebSocket(
@@ -162,7 +163,7 @@ def test_what_arrived_before_a_wrong_frame_counts() -> None:
 
 def test_a_handshake_that_begins_after_the_stop_ends_at_once() -> None:
     async def run() -> None:
-        handshakes = Handshakes(5, 60)
+        handshakes = Handshakes(5, 60, Stats())
         ended: list[str] = []
         handshakes.begin("early", ended.append)
         handshakes.stop()

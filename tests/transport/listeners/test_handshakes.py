@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tidings.broker.core.ports import TurnedAway
+
 from .conftest import Serve, Served
 from .streams import TIMEOUT_S, Closed
 
@@ -47,6 +49,7 @@ def test_a_handshake_that_does_not_go_on_is_cut_off(serve: Serve, kind: str, sil
             sock = stack.enter_context(half_made(served, kind))
         wait_for_end(sock)
         assert 0.2 < time.monotonic() - began < TIMEOUT_S / 2
+    assert served.broker.snapshot().stats.turned_away == {TurnedAway.HANDSHAKE: 1}
 
 
 @pytest.mark.parametrize("kind", ["tls", "ws", "tcp+proxy"])

@@ -4,6 +4,8 @@ import threading
 
 import pytest
 
+from tidings.broker.core.ports import TurnedAway
+
 from ...conformance.wire import frame
 from .conftest import KINDS, Serve
 from .streams import TIMEOUT_S, Closed
@@ -82,6 +84,7 @@ def test_no_more_connections_than_allowed(serve: Serve, kind: str) -> None:
     with pytest.raises(Closed):
         served.client("b")
     first.ping()
+    assert served.broker.snapshot().stats.turned_away == {TurnedAway.FULL: 1}
 
 
 def test_a_packet_that_is_too_large_closes_before_it_has_all_come(serve: Serve, kind: str) -> None:
