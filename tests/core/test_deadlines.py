@@ -258,7 +258,7 @@ def test_nothing_stays_behind_when_ten_thousand_clients_have_come_and_gone() -> 
     assert (engine.sessions, engine.connections, engine.topics.count) == ({}, set(), 0)
     fresh = Engine(Config(sys_interval_s=0), 0.0, lambda: "", keeps=False)
     assert engine.topics._exact == fresh.topics._exact
-    assert engine.topics._root.children == {}
+    assert engine.topics._root.bare
     assert engine.topics._shares == {}
     assert len(engine.deadlines) <= idle + COMPACT_FROM
     engine.tick(now + 1e9)
