@@ -32,7 +32,7 @@ from .codec.wire import MAX_STRING_BYTES
 from .config import Config
 from .core.engine import Engine
 from .core.levels import Levels
-from .core.message import Message, Run, forwarded
+from .core.message import Message, forwarded
 from .core.ports import Answer, Gate, Identity, Store
 from .core.queue import CHOSEN
 from .core.session import Session
@@ -293,9 +293,10 @@ class Broker:
 
         The queue has the bounds of a network client's (``max_queued_messages``, ``max_queued_bytes``; ``max_messages``
         lowers the first); what does not fit is dropped and counted (``Subscription.dropped``). ``retained``: begin with
-        the retained messages that match. ``policy``: ``latest`` or ``sample=RATE`` hand over the newest message of each
-        topic instead of all, ``all; overflow=drop-newest`` drops the newest instead of the oldest. Filters may be
-        shared (``$share/NAME/FILTER``). Raises ValueError for a filter or policy that there is not.
+        the retained messages that match; many of them come as the queue has room, each before what is newer on its
+        topic. ``policy``: ``latest`` or ``sample=RATE`` hand over the newest message of each topic instead of all,
+        ``all; overflow=drop-newest`` drops the newest instead of the oldest. Filters may be shared
+        (``$share/NAME/FILTER``). Raises ValueError for a filter or policy that there is not.
         """
         engine, links = self._running()
         if not filters:
@@ -464,13 +465,12 @@ class Subscription:
         self._closed = False
         window = self._window = Window("", config, engine.stats, engine.budget)
         window.wake = self._ready.set
-        now = clock()
         session = Session(engine, "", window)
         for filter in dict.fromkeys(filters):
             grant = engine.subscribe(session, filter, wanted)
             if retained and grant.share is None:
-                for message in engine.retained.matching(filter, now):
-                    window.deliver(Run([message], now), grant)
+                engine.handout.add(session, filter, grant)
+        self._hand_out()
         self._leave = partial(_unsubscribe, engine, links, session, clock)
         self._finalizer = weakref.finalize(self, _abandoned, links.loop, self._leave)
         self._finalizer.atexit = False
@@ -492,6 +492,9 @@ class Subscription:
             await asyncio.sleep(0)  # a subscriber that always finds a message must not keep the loop for itself
         while True:
             message = self._window.take(self._clock())
+            if message is None and self._window.lookups:
+                self._hand_out()
+                message = self._window.take(self._clock())
             if message is not None:
                 return message
             if self._closed:
@@ -500,6 +503,12 @@ class Subscription:
             if self._window.latest is not None:
                 self._links.turn()  # a message may be due later
             await self._ready.wait()
+
+    def _hand_out(self) -> None:
+        """Retained messages that are to come: as many as this turn and the queue have room for."""
+        if self._window.lookups:
+            self._links.engine.handout.begin(self._clock())
+            self._links.turn()
 
     @property
     def waiting(self) -> int:

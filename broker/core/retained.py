@@ -17,7 +17,7 @@ class _Node:
     __slots__ = ("children", "message")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}
+        self.children: dict[str, _Node] | None = None
         self.message: Message | None = None
 
 
@@ -26,24 +26,28 @@ class Retained:
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._root = _Node()
-        self._nodes: dict[str, _Node] = {}
+        self._count = 0
         self._expiring: dict[str, float] = {}
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return self._count
 
     def __iter__(self) -> Iterator[Message]:
-        for node in self._nodes.values():
-            assert node.message is not None
-            yield node.message
+        nodes = [self._root]
+        while nodes:
+            node = nodes.pop()
+            if node.message is not None:
+                yield node.message
+            if node.children is not None:
+                nodes += node.children.values()
 
     def get(self, topic: str) -> Message | None:
         """The retained message of exactly this topic, expired or not."""
-        node = self._nodes.get(topic)
-        return node.message if node is not None else None
+        node, missing = self._deepest(topic.split("/"))
+        return None if missing else node.message
 
     def set(self, message: Message) -> bool:
         """Keep ``message`` for its topic, or with an empty payload remove what was kept.
@@ -53,25 +57,26 @@ class Retained:
         if not message.payload:  # 5.0 [MQTT-3.3.1-6], [MQTT-3.3.1-7]
             self.remove(message.topic)
             return True
-        node = self._nodes.get(message.topic)
-        growth = message.size - (node.message.size if node is not None and node.message is not None else 0)
-        new_levels: list[str] = []
-        if node is None:
-            if len(self._nodes) >= self._max_messages:
-                return False
-            node, new_levels = self._deepest(message.topic.split("/"))
-            growth += len(new_levels) * NODE_BYTES
+        node, missing = self._deepest(message.topic.split("/"))
+        before = None if missing else node.message
+        if before is None and self._count >= self._max_messages:
+            return False
+        growth = message.size - (0 if before is None else before.size) + len(missing) * NODE_BYTES
         if self.bytes + growth > self._max_bytes:
             return False
-        for level in new_levels:
-            child = node.children[level] = _Node()
+        for level in missing:
+            child = _Node()
+            if node.children is None:
+                node.children = {level: child}
+            else:
+                node.children[level] = child
             node = child
-        self._nodes[message.topic] = node
         node.message = message
+        self._count += before is None
         self.bytes += growth
         if message.expires_at is not None:
             self._expiring[message.topic] = message.expires_at
-        else:
+        elif before is not None:
             self._expiring.pop(message.topic, None)
         return True
 
@@ -79,7 +84,7 @@ class Retained:
         """The last node on the way along ``levels`` that there is, and the levels that are missing below it."""
         node = self._root
         for depth, level in enumerate(levels):
-            child = node.children.get(level)
+            child = None if node.children is None else node.children.get(level)
             if child is None:
                 return node, levels[depth:]
             node = child
@@ -87,25 +92,28 @@ class Retained:
 
     def remove(self, topic: str) -> bool:
         """Forget the retained message of ``topic``; False if there was none."""
-        node = self._nodes.pop(topic, None)
-        if node is None or node.message is None:
-            return False
-        self.bytes -= node.message.size
-        node.message = None
-        self._expiring.pop(topic, None)
-        if not node.children:
-            self._prune(topic.split("/"))
-        return True
-
-    def _prune(self, levels: list[str]) -> None:
+        levels = topic.split("/")
         path = [self._root]
         for level in levels:
-            path.append(path[-1].children[level])
-        for parent, level, node in zip(path[-2::-1], reversed(levels), path[:0:-1], strict=True):
+            children = path[-1].children
+            if children is None or level not in children:
+                return False
+            path.append(children[level])
+        message, path[-1].message = path[-1].message, None
+        if message is None:
+            return False
+        self._count -= 1
+        self.bytes -= message.size
+        self._expiring.pop(topic, None)
+        while levels:
+            node = path.pop()
             if node.children or node.message is not None:
-                return
-            del parent.children[level]
+                break
+            children = path[-1].children
+            assert children is not None
+            del children[levels.pop()]
             self.bytes -= NODE_BYTES
+        return True
 
     def matching(self, filter: str, now: float) -> Iterator[Message]:
         """The retained messages that a new subscription to ``filter`` receives, without the expired ones."""
@@ -119,9 +127,9 @@ class Retained:
         Messages may come and go between two steps: who was there all the time is found, once.
         """
         if "+" not in filter and "#" not in filter:
-            node = self._nodes.get(filter)
-            if node is not None and node.message is not None:
-                yield node.message
+            message = self.get(filter)
+            if message is not None:
+                yield message
             return
         levels = filter.split("/")
         stack: list[tuple[Iterator[_Node], int]] = [(iter((self._root,)), 0)]
@@ -146,14 +154,17 @@ class Retained:
                 stack.append((self._visible(node), depth))
             elif level == "+":
                 stack.append((self._visible(node), depth + 1))
-            elif level in node.children:
+            elif node.children is not None and level in node.children:
                 stack.append((iter((node.children[level],)), depth + 1))
 
     def _visible(self, node: _Node) -> Iterator[_Node]:
         """The children that a wildcard sees: below the root not those that begin with $."""
+        children = node.children
+        if children is None:
+            return iter(())
         if node is self._root:  # 5.0 [MQTT-4.7.2-1]
-            return iter([child for level, child in node.children.items() if not level.startswith("$")])
-        return iter(list(node.children.values()))
+            return iter([child for level, child in children.items() if not level.startswith("$")])
+        return iter(list(children.values()))
 
     def sweep(self, now: float) -> list[str]:
         """Remove every expired message and return their topics."""

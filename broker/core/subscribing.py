@@ -78,7 +78,7 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
             retained[wanted.filter] = grant
     if retained:
         for filter, grant in retained.items():
-            engine.handout.add(connection, filter, grant)
+            engine.handout.add(session, filter, grant)
         engine.handout.begin(now)
 
 

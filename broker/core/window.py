@@ -97,6 +97,15 @@ class Window(InFlight):
             return False
         return len(self.inflight) + len(self.released) < self.limit
 
+    def room(self, most: int) -> int:
+        """How many more of what can wait elsewhere may be queued, of which at most ``most`` are to stand there."""
+        config = self._config
+        if self.queued_bytes > config.max_queued_bytes // 2:
+            return 0
+        if self.wake is not None:
+            most = min(most, config.max_queued_messages)
+        return most - self.queued
+
     @property
     def sent_seq(self) -> int:
         """While no client is connected: deliveries up to this number may have been sent."""
@@ -158,6 +167,9 @@ class Window(InFlight):
         """Owe ``run`` to the session: send what can go now, queue the rest, drop what does not fit."""
         qos = run.qos if run.qos < grant.qos else grant.qos
         outbox = self.outbox
+        if self.lookups:
+            for lookup in tuple(self.lookups):
+                lookup.overtake(run)
         if outbox is None:
             if self.wake is not None or (self.keeps and (qos or self._config.queue_qos0_offline)):
                 self._enqueue(run.messages, grant, qos)
@@ -167,9 +179,6 @@ class Window(InFlight):
             else:
                 self.drop(DropReason.OFFLINE, run.count)
             return
-        if self.lookups:
-            for lookup in tuple(self.lookups):
-                lookup.overtake(run)
         if self.rights is not None:
             may = self.rights.receive(run.topic, run.now)
             if not may:

@@ -3,7 +3,7 @@
 import pytest
 
 from tidings.broker.codec.packets import Puback, Publish, Subscribe, SubscribeFilter, Unsubscribe
-from tidings.broker.core.handout import SLICE
+from tidings.broker.core.handout import LARGE_BYTES, SLICE
 from tidings.broker.core.message import Message
 from tidings.broker.core.retained import EFFORT
 
@@ -32,6 +32,21 @@ def test_they_come_in_slices_and_all_of_them() -> None:
         wire.advance(0.03)
         got += topics(client)
     assert sorted(got) == sorted(f"t/{number}" for number in range(COUNT))
+
+
+def test_large_messages_take_more_of_a_slice() -> None:
+    wire = Wire()
+    for number in range(SLICE):
+        assert wire.engine.retained.set(Message(f"t/{number}", bytes(4 * LARGE_BYTES), retain=True))
+    client = wire.connect("a", 5)
+    client.send(Subscribe(1, [SubscribeFilter("t/#")]))
+    turns = [len(topics(client))]
+    while sum(turns) < SLICE:
+        due = wire.engine.next_deadline()
+        assert due is not None
+        wire.engine.tick(due)
+        turns.append(len(topics(client)))
+    assert turns == [SLICE // 5] * 5
 
 
 def test_many_filters_of_one_subscribe_share_the_slice() -> None:

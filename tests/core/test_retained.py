@@ -101,7 +101,7 @@ def expired(message: Message, now: float) -> bool:
 
 def assert_empty(retained: Retained) -> None:
     assert (len(retained), retained.bytes, list(retained)) == (0, 0, [])
-    assert retained._root.children == {}
+    assert not retained._root.children
     assert not retained._expiring
     assert retained.sweep(float("inf")) == []
 

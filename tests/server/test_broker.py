@@ -9,6 +9,7 @@ import pytest
 
 from tidings.broker import Broker, BrokerError, Config, ConfigError, Message
 from tidings.broker.codec.packets import Disconnect, Publish, Will
+from tidings.broker.core.handout import SLICE
 from tidings.broker.server import Subscription
 
 from ..raw_client import RawClient, links_of, run, serve, until
@@ -341,6 +342,40 @@ def test_retained_messages_come_first_unless_they_are_not_wanted() -> None:
             assert await drain(wanted) == [b"old", b"new"]
             assert await drain(unwanted) == [b"new"]
             assert await drain(shared) == [b"new"]
+
+    run(main())
+
+
+def test_many_retained_messages_come_one_slice_a_turn_in_order_and_none_is_dropped() -> None:
+    async def main() -> None:
+        async with serve() as broker:
+            for number in range(3 * SLICE):
+                await broker.publish(f"a/{number}", b"old", retain=True)
+            messages = broker.subscribe("a/#")
+            assert 0 < messages.waiting <= SLICE
+            await broker.publish(f"a/{3 * SLICE - 1}", b"new")  # what was retained there goes first
+            got = [await asyncio.wait_for(anext(messages), 5) for _ in range(3 * SLICE + 1)]
+            last = [message.payload for message in got if message.topic == f"a/{3 * SLICE - 1}"]
+            assert last == [b"old", b"new"]
+            assert len({message.topic for message in got}) == 3 * SLICE
+            few = broker.subscribe("a/#", max_messages=10)
+            assert few.waiting <= 10
+            assert len({(await asyncio.wait_for(anext(few), 5)).topic for _ in range(3 * SLICE)}) == 3 * SLICE
+            for subscription in (messages, few):
+                assert (subscription.waiting, subscription.dropped) == (0, 0)
+
+    run(main())
+
+
+def test_a_subscription_that_is_closed_gets_no_more_retained_messages() -> None:
+    async def main() -> None:
+        async with serve() as broker:
+            for number in range(2 * SLICE):
+                await broker.publish(f"a/{number}", b"x", retain=True)
+            messages = broker.subscribe("a/#")
+            waiting = messages.waiting
+            messages.close()
+            assert len([message async for message in messages]) == waiting <= SLICE
 
     run(main())
 
