@@ -286,8 +286,8 @@ class Queue:
         if self.resend:
             taken = [entry for entry in self.resend if entry[1].share is share and min(entry[0].qos, entry[1].qos) == 1]
             if taken:
-                gone = {id(entry) for entry in taken}
-                self.resend = deque(entry for entry in self.resend if id(entry) not in gone) or None
+                gone = {entry[2] for entry in taken}
+                self.resend = deque(entry for entry in self.resend if entry[2] not in gone) or None
                 self.inflight_bytes -= sum(entry[0].size for entry in taken)
                 self.settle()
                 yield from self._taken(taken, now)
