@@ -61,7 +61,7 @@ class Peer:
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""
-        found = re.search(r"\d+\.\d+[\w.-]*", done.stdout + done.stderr)
+        found = re.search(r"\d+\.\d+[\w.-]*( \((compiled|plain Python)\))?", done.stdout + done.stderr)
         return found[0] if found else ""
 
     @contextmanager
@@ -218,7 +218,7 @@ PEERS: Final = {
             lambda: sys.executable,
             "pip install tidings",
             _tidings,
-            ("-c", "from importlib.metadata import version; print(version('tidings'))"),
+            ("-c", "from tidings.cli.main import main; main(['--version'])"),
             carries=("tcp", "tls", "ws", "wss"),
         ),
         Peer(

@@ -62,12 +62,29 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, row.help) for name, row in COMMANDS.items()])
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from tidings.broker import COMPILED
+
+        click.echo(f"tidings {version('tidings')} ({'compiled' if COMPILED else 'plain Python'})")
+        context.exit()
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"auto_envvar_prefix": "TIDINGS", "help_option_names": ["--help"], "max_content_width": 110},
     epilog="Every option is an environment variable too, for example TIDINGS_SUB_TOPIC for 'tidings sub --topic'.",
 )
-@click.version_option(package_name="tidings", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and whether its hot modules are compiled.",
+)
 def tidings() -> None:
     """A push system for the internet of things: an MQTT broker, its clients, and proof of delivery."""
 

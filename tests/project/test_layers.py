@@ -23,7 +23,7 @@ VIOLATIONS = {
 def copy(tmp_path: Path) -> Path:
     """The source under its import names, with the contracts."""
     for folder in FOLDERS:
-        ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+        ignored = shutil.ignore_patterns("__pycache__", "node_modules", "*.so")
         shutil.copytree(ROOT / folder, tmp_path / "tidings" / folder, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
