@@ -37,7 +37,13 @@ PLAIN = (
     "broker/core/ports.py",
 )
 # None of pyproject.toml's options: strict checking wants packages that a build does not have.
-MYPY = ("--config-file=", "--namespace-packages", "--explicit-package-bases", "--ignore-missing-imports")
+MYPY = (
+    "--config-file=",
+    "--no-site-packages",
+    "--namespace-packages",
+    "--explicit-package-bases",
+    "--ignore-missing-imports",
+)
 
 
 class BuildOrGoOn(build_ext):
