@@ -288,6 +288,17 @@ def test_a_topic_that_changes_from_all_to_latest_keeps_its_order() -> None:
     assert sent(outbox) == ["all 0", "all 1", "all 2", "latest 2"]
 
 
+def test_a_change_of_subscriptions_leaves_topics_in_their_turn() -> None:
+    subject, outbox = window()
+    outbox.full = True
+    for topic, payload in (("a", "a 1"), ("b", "b 1"), ("c", "c 1"), ("a", "a 2")):
+        deliver(subject, topic, payload, "latest")
+    subject.regroup()
+    outbox.full = False
+    subject.pump(0.0)
+    assert sent(outbox) == ["a 2", "b 1", "c 1"]
+
+
 def test_a_queue_and_the_newest_of_other_topics_take_turns() -> None:
     subject, outbox = window()
     outbox.full = True

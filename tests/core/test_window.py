@@ -385,6 +385,7 @@ def test_many_acknowledgements_at_once(durable: bool) -> None:
     with pytest.raises(ProtocolError, match=f"packet id {twice}"):
         window.on_pubacks([four, twice, three])
     assert list(window.inflight) == [three, twice]
+    assert window.inflight_bytes == sum(message.size for message, _, _ in window.inflight.values())
     acked = [change.seq for change in window.changes or () if isinstance(change, Acked)]
     assert acked == ([2, 1, 5] if durable else [])
 

@@ -45,6 +45,9 @@ def test_a_slow_client_with_latest_costs_one_message_per_topic_and_gets_the_last
             shot = broker.snapshot()
             assert shot.queued_messages <= len(topics)
             assert shot.stats.dropped[DropReason.CONFLATED] > 1_000
+            transport = links_of(broker)["slow"]._transport
+            assert transport is not None
+            assert transport.get_write_buffer_size() <= 3 * link_module.SHORT_BYTES, "it cannot be replaced any more"
             last: dict[str, bytes] = {}
             before = 0
             while set(last.values()) != {b"000199"} or len(last) < len(topics):
@@ -130,6 +133,36 @@ def test_publishers_that_fill_the_memory_wait_and_those_that_do_not_go_on(loop: 
             assert shot.stats.paused[PauseReason.MEMORY] >= 1
             assert shot.stats.paused[PauseReason.WINDOW] >= 1
             for client in (slow, publisher, other):
+                client.abort()
+
+    run(main(), loop)
+
+
+def test_a_client_that_ignores_its_closed_window_is_not_read_from_either(loop: str) -> None:
+    """What is held back for it waits in memory too, and is bounded by what it may leave unread."""
+
+    async def main() -> None:
+        options = {"memory_budget_bytes": 1_000_000, "memory_pause_s": 60, "outbox_max_bytes": 8_192}
+        async with serve(**options) as broker:
+            url = broker.urls[0]
+            slow = await RawClient.connect(url, "slow", receive_maximum=1)
+            await subscribe(slow, "full/#", "all", 1)
+            rude = await RawClient.connect(url, "rude", version=4)  # it knows no Receive Maximum
+            while broker.snapshot().memory_bytes < 810_000:
+                await broker.publish("full/a", KIB, qos=1)
+            await asyncio.sleep(0.01)  # the end of this turn sees it
+            rude.send(Publish("full/a", b"", 1, packet_id=1))  # it adds to what waits
+            topics = ("free/a", "free/b")
+            rude.send(*(Publish(topics[number % 2], b"", 1, packet_id=number) for number in range(2, 201)))
+            await until(lambda: links_of(broker)["rude"].paused is PauseReason.MEMORY)
+            shot = broker.snapshot()
+            assert shot.memory_bytes < 900_000, "it is not for the second mark"
+            assert shot.stats.paused == {PauseReason.WINDOW: 1, PauseReason.MEMORY: 1}
+            rude.send(Publish("free/a", b"", 1, packet_id=201))
+            while broker.snapshot().memory_bytes > 600_000:
+                slow.send(Puback((await slow.expect(Publish)).packet_id))
+            assert [(await rude.expect(Puback)).packet_id for _ in range(201)] == list(range(1, 202))
+            for client in (slow, rude):
                 client.abort()
 
     run(main(), loop)
