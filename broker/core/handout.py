@@ -118,6 +118,8 @@ class Handout:
 
     def add(self, session: "Session", filter: str, grant: Grant) -> None:
         """Give what matches ``filter`` to ``session``, beginning with the next ``begin``."""
+        if "+" not in filter and "#" not in filter and self._engine.retained.get(filter) is None:
+            return
         lookup = Lookup(self._engine, session, session.connection, filter, grant)
         window = session.window
         window.lookups = window.lookups or []
@@ -126,6 +128,8 @@ class Handout:
 
     def begin(self, now: float) -> None:
         """Give out what this turn has room for: somebody has asked, or has room again."""
+        if not self._lookups:
+            return
         if now - self._served_at > FRESH_S:
             self._room = SLICE
         self._serve(now)
