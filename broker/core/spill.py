@@ -19,9 +19,14 @@ class Spill:
         self.count = count
         self.size_bytes = size_bytes
         self.maybe_sent_seq = maybe_sent_seq
-        """Messages up to this one may have been sent before the restart: they are sent first, with DUP."""
+        """Messages up to this one may have been sent before: they are sent first, with DUP."""
         self.asked = 0
         """How many there were when a slice was asked for that has not come; 0 = none is under way."""
+
+    @property
+    def again(self) -> bool:
+        """Whether it begins with what was sent before, and so goes before anything else."""
+        return self.maybe_sent_seq > self.after_seq
 
     def add(self, size_bytes: int) -> None:
         """One more message at the end."""

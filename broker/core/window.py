@@ -314,7 +314,7 @@ class Window(InFlight):
             source = self.resend or self.queue
             latest = self.latest
             newest = None
-            if latest is not None and not self.resend:
+            if latest is not None and not self.resend and not (self.spill is not None and self.spill.again):
                 newest = latest.first(now, bool(source) or self.spill is not None)
             if newest is not None:
                 message, grant, seq = newest

@@ -304,3 +304,26 @@ class Policies(RuleBasedStateMachine):
 
 TestPolicies = Policies.TestCase
 TestPolicies.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_newest_value_waits_for_what_was_in_flight_and_is_only_in_the_store_now() -> None:
+    window = Window("w", Config(max_inflight_bytes=MAX_INFLIGHT_BYTES), Stats())
+    window.keeps = True
+    window.changes = Batch()
+    window.attach(Notes(), 5, 10)
+    sent = Message("a", bytes(400), 1)
+    window.deliver(Run([sent], 0.0), Grant(1))
+    window.detach()
+    window.shed(0)
+    outbox = Notes()
+    window.attach(outbox, 5, 10)
+    window.resume(0.0)
+    window.deliver(Run([Message("b", bytes(400), 1)], 0.0), Grant(1, policy=parse_policy("latest")))
+    window.deliver(Run([Message("c", b"", 0)], 0.0), Grant(1))
+    assert [packet.topic for packet in outbox.handed if isinstance(packet, Publish)] == ["c"]
+    window.refill([(sent, Grant(1), 1)], 0.0)
+    window.pump(0.0)
+    assert [packet.topic for packet in outbox.handed if isinstance(packet, Publish)] == ["c", "a"]  # one fits
+    window.on_puback(2)
+    window.pump(0.0)
+    assert [packet.topic for packet in outbox.handed if isinstance(packet, Publish)] == ["c", "a", "b"]
