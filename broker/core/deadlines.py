@@ -2,7 +2,7 @@
 
 Every timed item has at most one deadline, and moving it later costs nothing: its place in the heap stays where it is
 and is looked at again when it comes up. One that is not needed any more lets go of its item, so that nothing of a
-client that left waits here for a keep-alive of hours; and such entries are removed before they outnumber the others.
+client that left waits here for a keep-alive of hours; and such places are removed before they outnumber the others.
 So memory follows the items there are, however often clients come and go.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
-COMPACT_FROM: Final = 1_000  # dead entries below this are not worth a look
+COMPACT_FROM: Final = 1_000  # dead places below this are not worth a look
 
 
 class Timed(Protocol):

@@ -98,7 +98,7 @@ class Window(InFlight):
         return len(self.inflight) + len(self.released) < self.limit
 
     def room(self, most: int) -> int:
-        """How many more of what can wait elsewhere may be queued, of which at most ``most`` are to stand there."""
+        """How many more messages may be queued that could wait elsewhere as well, until ``most`` are in the queue."""
         config = self._config
         if self.queued_bytes > config.max_queued_bytes // 2:
             return 0

@@ -362,6 +362,11 @@ class Link(asyncio.Protocol):
     def waits(self) -> bool:
         return self._held is not None
 
+    @property
+    def _answer_bytes(self) -> int:
+        """What waits for the store, as it will leave; ``_held_bytes`` is what it takes in memory."""
+        return self._held_bytes - ANSWER_OVERHEAD_BYTES * len(self._held or ())
+
     def send_after(self, data: bytes, batch: int, publishes: int = 0) -> None:
         if self._held is None:
             if batch <= self._links.durable:
@@ -372,7 +377,7 @@ class Link(asyncio.Protocol):
         self._held.append((batch, data, publishes))
         self._held_bytes += len(data) + ANSWER_OVERHEAD_BYTES
         self.held += publishes
-        if self._held_bytes - ANSWER_OVERHEAD_BYTES * len(self._held) >= self._turn_bytes:
+        if self._answer_bytes >= self._turn_bytes:
             self.full = True  # all of it may leave in one turn
 
     def hold(self, batch: int) -> None:
@@ -456,8 +461,7 @@ class Link(asyncio.Protocol):
     def _make_room(self) -> None:
         if self._blocked or self._hold or self._closed:
             return
-        held = self._held_bytes - ANSWER_OVERHEAD_BYTES * len(self._held or ())
-        if max(held, self._size) >= min(self._turn_bytes, self._links.turn_bytes):
+        if max(self._answer_bytes, self._size) >= min(self._turn_bytes, self._links.turn_bytes):
             return
         self.full = False
         if self.connection is not None:
