@@ -26,6 +26,9 @@ COMPILED = (
     # What every message passes through. The rest waits for the disk, or runs once per connection or command.
     "broker/codec/*.py",
     "broker/core/*.py",
+    "broker/store/packs.py",
+    "broker/store/rows.py",
+    "broker/store/unwritten.py",
     "broker/transport/acceptor.py",
     "broker/transport/link*.py",
     "broker/transport/poller.py",

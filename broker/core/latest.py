@@ -20,7 +20,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from .message import Message
-from .ports import Acked, Queued
+from .ports import Queued, Withdrawn
 from .topics import Grant
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Latest:
             seq = old[2]
             window.queued_bytes -= old[0].size
             if seq and changes is not None:
-                changes.append(Acked(window.client_id, seq, [old[0]]))
+                changes.append(Withdrawn(window.client_id, seq, [old[0]]))
         if not qos:
             seq = 0
         elif not seq:
@@ -122,7 +122,7 @@ class Latest:
             waiting[topic] = entry
             window.queued_bytes += entry[0].size - (old[0].size if old is not None else 0)
         if gone is not None and gone[2] and window.changes is not None:
-            window.changes.append(Acked(window.client_id, gone[2], [gone[0]]))
+            window.changes.append(Withdrawn(window.client_id, gone[2], [gone[0]]))
         return gone is not None
 
     # going

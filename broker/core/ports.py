@@ -99,7 +99,18 @@ class Queued:
 
 @dataclass(slots=True)
 class Acked:
-    """The session has ``messages``, owed under ``seq`` and the numbers after it (PUBACK), or a policy dropped them."""
+    """The session has ``messages``, owed under ``seq`` and the numbers after it (PUBACK). It does no harm if this is
+    lost, alone or with others: they are owed once more."""
+
+    client_id: str
+    seq: int
+    messages: "list[Message]"
+
+
+@dataclass(slots=True)
+class Withdrawn:
+    """``messages``, owed under ``seq`` and the numbers after it, are not any more, though the session does not have
+    them: a policy dropped them, or somebody else is owed them, which the same batch says."""
 
     client_id: str
     seq: int
@@ -171,7 +182,19 @@ class Wanted:
     size_bytes: int
 
 
-Change = Queued | Acked | Released | Finished | Received | Completed | SessionSaved | SessionGone | RetainedSet | Wanted
+Change = (
+    Queued
+    | Acked
+    | Withdrawn
+    | Released
+    | Finished
+    | Received
+    | Completed
+    | SessionSaved
+    | SessionGone
+    | RetainedSet
+    | Wanted
+)
 
 
 class Batch(list[Change]):

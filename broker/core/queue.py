@@ -20,7 +20,7 @@ from ..policy import Overflow
 from .budget import Budget
 from .latest import Latest
 from .message import Message
-from .ports import Acked, Batch, Outbox, Queued
+from .ports import Batch, Outbox, Queued, Withdrawn
 from .spill import Spill
 from .topics import Grant
 
@@ -305,7 +305,7 @@ class Queue:
                 self.forget(seq, message, DropReason.EXPIRED)
                 continue
             if seq and self.changes is not None:
-                self.changes.append(Acked(self.client_id, seq, [message]))
+                self.changes.append(Withdrawn(self.client_id, seq, [message]))
             yield message
 
     def regroup(self) -> None:
@@ -362,7 +362,7 @@ class Queue:
     def forget(self, seq: int, message: Message, reason: DropReason) -> None:
         """``message`` is not owed any more."""
         if seq and self.changes is not None:
-            self.changes.append(Acked(self.client_id, seq, [message]))
+            self.changes.append(Withdrawn(self.client_id, seq, [message]))
         self.drop(reason, 1)
 
     def drop(self, reason: DropReason, count: int) -> None:

@@ -26,7 +26,7 @@ from ..policy import MISSED_PROPERTY
 from .budget import SLACK_BYTES, Budget
 from .inflight import InFlight
 from .message import Message, Run
-from .ports import Acked, Outbox, Queued, Restored, Wanted
+from .ports import Outbox, Queued, Restored, Wanted, Withdrawn
 from .queue import MAX_PACKET_ID as MAX_PACKET_ID
 from .queue import DropReason as DropReason
 from .queue import Entry as Entry
@@ -575,7 +575,7 @@ class Window(InFlight):
             self.forget(seq, message, DropReason.NOT_AUTHORIZED)
             return
         if seq and self.changes is not None:
-            self.changes.append(Acked(self.client_id, seq, [message]))
+            self.changes.append(Withdrawn(self.client_id, seq, [message]))
         chosen[0].deliver(Run([message], now), chosen[1])
 
     def end(self) -> None:

@@ -23,6 +23,7 @@ from ..core.ports import (
     SessionSaved,
     StoreEvents,
     Wanted,
+    Withdrawn,
 )
 from ..core.session import SessionRecord
 from ..core.topics import Grant
@@ -145,11 +146,11 @@ class MemoryStore:
                 self._apply_to(kept, change)
 
     @staticmethod
-    def _apply_to(kept: _Kept, change: Queued | Acked | Released | Finished | Received | Completed) -> None:
+    def _apply_to(kept: _Kept, change: Queued | Acked | Withdrawn | Released | Finished | Received | Completed) -> None:
         if isinstance(change, Queued):
             for seq, message in enumerate(change.messages, change.seq):
                 kept.owed[seq] = (message, change.grant)
-        elif isinstance(change, Acked):
+        elif isinstance(change, Acked | Withdrawn):
             for seq in range(change.seq, change.seq + len(change.messages)):
                 kept.owed.pop(seq, None)
         elif isinstance(change, Released):

@@ -6,8 +6,10 @@
 """
 
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
+from operator import itemgetter
 from typing import Final
 
 from ..core.message import Message
@@ -18,6 +20,9 @@ from .schema import PACK_BITS, PACK_BYTES, PACK_MESSAGES
 Run = tuple[int, Sequence[Message], int, int, int]
 """Messages owed under a sequence number and those after it: of a list those from one index up to another. Last the id
 of their grant."""
+Gone = tuple[int, Sequence[Message], int, int]
+"""Messages that are not owed any more: the sequence number of the first; of a list those from one index up to
+another."""
 Span = tuple[int, int, int]
 """Of a list the messages from one index up to another, and the id of a session that is owed them."""
 Piece = tuple[int, int, int, int]
@@ -26,6 +31,7 @@ Piece = tuple[int, int, int, int]
 # Rows that one INSERT carries. sqlite3 lets go of the GIL around each statement, not each row, so that a busy event
 # loop and the writer meet once per so many rows.
 _ROWS: Final = 50
+_SEQ: Final = itemgetter(0)
 _INDEX: Final = (1 << PACK_BITS) - 1
 _FIND: Final = (  # ranges up to a number, from the last that begins at or before another on
     "SELECT seq, count, message, options, size FROM owed WHERE session = ? AND seq <= ? "
@@ -170,13 +176,13 @@ class Packs:
 
     # taking away
 
-    def take(self, session: int, gone: dict[int, Message]) -> None:
-        """The session is not owed ``gone`` (sequence number → message) any more."""
-        database = self._database
+    def take(self, session: int, gone: list[Gone]) -> None:
+        """The session is not owed ``gone`` any more, of which nothing is there twice."""
+        gone.sort(key=_SEQ)
         cut: dict[int, tuple[tuple[int, int, int, int, int], list[tuple[int, int]]]] = {}
         whole: list[tuple[int, int]] = []
-        for low, high in _runs(sorted(gone)):
-            for row in database.execute(_FIND, (session, high, session, low)):
+        for low, high in _spans(gone):
+            for row in self._database.execute(_FIND, (session, high, session, low)):
                 seq, count, stored = row[:3]
                 last = seq + count - 1
                 if low <= seq and last <= high:
@@ -188,21 +194,21 @@ class Packs:
                 elif last >= low:
                     cut.setdefault(seq, (row, []))[1].append((max(low, seq), min(high, last)))
         whole += [(seq, seq) for seq in cut]
-        database.executemany(
+        self._database.executemany(
             "DELETE FROM owed WHERE session = ? AND seq BETWEEN ? AND ?", [(session, low, high) for low, high in whole]
         )
         for row, holes in cut.values():
             self._cut(session, row, holes, gone)
 
     def _cut(
-        self, session: int, row: tuple[int, int, int, int, int], holes: list[tuple[int, int]], gone: dict[int, Message]
+        self, session: int, row: tuple[int, int, int, int, int], holes: list[tuple[int, int]], gone: list[Gone]
     ) -> None:
         """Put back what is left of a range."""
         first, count, stored, options, size_bytes = row
         left: list[tuple[int, int]] = []
         at = first
         for low, high in holes:
-            size_bytes -= sum(gone[seq].size for seq in range(low, high + 1))
+            size_bytes -= _bytes(gone, low, high)
             if low > at:
                 left.append((at, low - at))
             at = high + 1
@@ -278,6 +284,31 @@ def _holders(sessions: Iterable[tuple[int, list[Run]]]) -> dict[int, list[Span]]
     return holders
 
 
+def _spans(gone: Iterable[Gone]) -> Iterator[tuple[int, int]]:
+    """What follows each other without a gap, as (first, last) sequence number."""
+    low, high = 0, -1
+    for seq, _, start, stop in gone:
+        if seq != high + 1:
+            if high >= low:
+                yield low, high
+            low = seq
+        high = seq + stop - start - 1
+    if high >= low:
+        yield low, high
+
+
+def _bytes(gone: list[Gone], low: int, high: int) -> int:
+    """Bytes of the messages with sequence numbers from ``low`` to ``high``, all of which are there."""
+    size_bytes = 0
+    at = bisect_right(gone, low, key=_SEQ) - 1
+    while at < len(gone) and gone[at][0] <= high:
+        seq, messages, start, stop = gone[at]
+        first = start + max(0, low - seq)
+        size_bytes += sum([message.size for message in messages[first : min(stop, start + high + 1 - seq)]])
+        at += 1
+    return size_bytes
+
+
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
     """Runs of consecutive numbers, as (first, last)."""
     if not numbers:
@@ -294,10 +325,6 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
 def insert(database: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:
     """New rows of a table."""
     row = f"({', '.join('?' * columns)})"
-    whole = len(rows) - len(rows) % _ROWS
-    if whole:
-        statement = f"INSERT INTO {table} VALUES {', '.join([row] * _ROWS)}"
-        for at in range(0, whole, _ROWS):
-            database.execute(statement, list(chain.from_iterable(rows[at : at + _ROWS])))
-    if whole < len(rows):
-        database.executemany(f"INSERT INTO {table} VALUES {row}", rows[whole:])
+    for at in range(0, len(rows), _ROWS):
+        some = rows[at : at + _ROWS]
+        database.execute(f"INSERT INTO {table} VALUES {', '.join([row] * len(some))}", list(chain.from_iterable(some)))

@@ -3,8 +3,8 @@
 The event loop hands over batches and goes on. The thread takes whatever has gathered, writes its net effect in one
 transaction and reports the last batch of it as durable: an idle broker commits each batch at once, a busy one fewer and
 larger ones. If several gathered during the last transaction, those who were answered then are about to send again, and
-the thread waits a moment for them, so that they share a flush. The same thread reads, so that what it reads reflects
-every change before the question.
+the thread waits a moment for them, so that they share a flush, and for acknowledgements of receivers, which spare it
+writing. The same thread reads, so that what it reads reflects every change before the question.
 
 1. One process per directory (``Directory``), one thread per database connection at a time.
 2. A batch is reported only after COMMIT returned; at level ``fsync`` that is after the log was flushed to the disk.
@@ -19,13 +19,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from ..config import Config
 from ..core.levels import Levels
-from ..core.message import Message
+from ..core.message import OVERHEAD_BYTES, Message
 from ..core.ports import Change, Queued, Restored, RetainedSet, StoreEvents, Wanted
 from ..core.session import SessionRecord
 from ..core.topics import Grant
@@ -43,7 +44,11 @@ log: Final = logging.getLogger("tidings.broker.store")
 RETRY_S: Final = 1.0  # between two attempts to write while the disk does not take it
 CROWD: Final = 3  # batches in one transaction from which on the next one waits for more
 GATHER_S: Final = 0.001  # for so long, which is about what a transaction takes
+MOMENTS: Final = 5  # and so often, as long as who is connected acknowledges what then need not be written
 CLOCK_S: Final = 10.0  # how old the kept engine time may be, while there is something to write
+LATE_S: Final = 0.05  # how long acknowledgements of receivers alone may wait to be written
+LATE_BYTES: Final = 4_194_304  # and of how many bytes of messages, by ``Message.size``
+MAX_LATE: Final = LATE_BYTES // OVERHEAD_BYTES  # about so many they are at most
 MAX_CACHED: Final = 4_096  # messages read for one session that the next one may be owed too
 
 Batch = tuple[int, list[Change], int]
@@ -66,7 +71,12 @@ class SqliteStore:
         needs_flush = (lambda topic: self._levels.level(topic) == "fsync") if self._levels.varies else None
         self._unwritten = Unwritten(self._sessions, needs_flush)
         self._grants: dict[int, Grant] = {}
-        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        self._batches: SimpleQueue[Batch | None] = SimpleQueue()  # None = it is to close
+        self._closing = False
+        self._last = 0  # number of the last batch taken out
+        self._gathered = 0  # batches in this transaction
+        self._hopeful = False  # whether more of the last transaction was settled than had to be written
+        self._bytes_taken = 0  # of messages in this transaction, or in those that failed too
         self._cache: dict[int, Message] = {}
         self._bytes_in = 0  # of messages given to write; the loop's thread counts
         self._bytes_out = 0  # of those that are durable; the writer's thread counts
@@ -75,6 +85,7 @@ class SqliteStore:
         self._trouble = ""  # why nothing can be written
         self._damage = ""  # what could not be read
         self._retry_at = 0.0
+        self._late_at = inf  # when acknowledgements that wait are to be written
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._events: StoreEvents | None = None
@@ -138,7 +149,7 @@ class SqliteStore:
             self._sessions[client_id] = Kept(number, filters, in_database=True)
             maybe_sent_seq = sent_seq
             if connected and count:
-                maybe_sent_seq = self._nth(number, max_inflight) or last_seq
+                maybe_sent_seq = self._nth(number, max_inflight + MAX_LATE) or last_seq
             record = SessionRecord(
                 client_id,
                 expiry_s,
@@ -222,60 +233,85 @@ class SqliteStore:
             self._database.close()  # which takes back a transaction that is open
 
     def _write_all(self) -> None:
-        batches = self._batches
-        closing = False
-        last = written = size_bytes = gathered = 0
-        while not closing or last > written:
-            try:
-                item = batches.get(timeout=RETRY_S if self._trouble else None)
-                if gathered >= CROWD:
-                    time.sleep(GATHER_S)
-                gathered = 0
-                while True:
-                    if item is None:
-                        closing = True
-                    else:
-                        number, changes, size = item
-                        if number != last + 1:
-                            raise StoreError(f"batch {number} came after batch {last}")
-                        self._unwritten.add(changes)
-                        last = number
-                        gathered += 1
-                        size_bytes += size
-                    item = batches.get_nowait()
-            except Empty:
-                pass
-            if self._due(closing) and self._commit(closing):
-                if last > written:
-                    written = last
-                    self._bytes_out += size_bytes
-                    size_bytes = 0
+        written = 0
+        while not self._closing or self._last > written:
+            self._gather()
+            if self._due() and self._commit():
+                if self._last > written:
+                    written = self._last
+                    self._bytes_out += self._bytes_taken
+                    self._bytes_taken = 0
                     assert self._events is not None
                     self._call(self._events.durable, written)
                 self._answer()
-            elif closing:
+            elif self._closing:
                 break
 
-    def _due(self, closing: bool) -> bool:
+    def _gather(self) -> None:
+        """Wait for a batch and take what has come; after a transaction of many, also what comes in a moment."""
+        crowded, self._gathered = self._gathered >= CROWD, 0
+        with suppress(Empty):
+            self._take(self._batches.get(timeout=self._patience()))
+        self._take_all()
+        if not crowded:
+            return
+        unwritten = self._unwritten
+        for moment in range(MOMENTS):
+            settled = unwritten.settled
+            time.sleep(GATHER_S)
+            self._take_all()
+            hopeful = unwritten.settled > settled or (self._hopeful and not moment)
+            if not unwritten.owed or not hopeful:
+                return
+
+    def _take_all(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._take(self._batches.get_nowait())
+
+    def _take(self, batch: Batch | None) -> None:
+        if batch is None:
+            self._closing = True
+            return
+        number, changes, size_bytes = batch
+        if number != self._last + 1:
+            raise StoreError(f"batch {number} came after batch {self._last}")
+        self._unwritten.add(changes)
+        self._last = number
+        self._gathered += 1
+        self._bytes_taken += size_bytes
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do even if nothing comes; None = nothing to do."""
+        if self._trouble:
+            return RETRY_S
+        return max(0.0, self._late_at - time.monotonic()) if self._unwritten else None
+
+    def _due(self) -> bool:
         """Whether to try now: while the disk takes nothing, once in ``RETRY_S`` is enough."""
         now = time.monotonic()
-        if self._trouble and not closing and now < self._retry_at:
+        if self._trouble and not self._closing and now < self._retry_at:
             return False
         self._retry_at = now + RETRY_S
         return True
 
-    def _commit(self, closing: bool) -> bool:
-        """One transaction with everything unwritten; whether all is written now."""
+    def _commit(self) -> bool:
+        """One transaction with everything that does not wait; whether all of that is written now."""
         unwritten = self._unwritten
-        now = self._clock_base + time.monotonic()
-        clock = closing or (bool(unwritten) and now > self._clock_kept + CLOCK_S)
-        if not unwritten and not clock:
+        self._hopeful, unwritten.settled = unwritten.settled > unwritten.owed, 0
+        began = time.monotonic()
+        now = self._clock_base + began
+        acked = self._closing or self._asks_for_acked(began)
+        due = bool(unwritten) if acked else unwritten.due
+        clock = self._closing or (due and now > self._clock_kept + CLOCK_S)
+        if not due and not clock:
+            self._wait_for_acked(began)
             return not self._trouble or self._recovered()
         database = self._database
         try:
             self._flush_if(self._flushes and unwritten.urgent)
             database.execute("BEGIN IMMEDIATE")
-            unwritten.write(database)
+            unwritten.write(database, acked=acked)
             if clock:
                 database.execute("INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?)", (now, *boot()))
             database.execute("COMMIT")
@@ -287,11 +323,20 @@ class SqliteStore:
             self._fail(explain(self._path, error))
             return False
         unwritten.written()
+        self._wait_for_acked(began)
         self.commits += 1
         self.flushes += bool(self._flushing)
         if clock:
             self._clock_kept = now
         return not self._trouble or self._recovered()
+
+    def _asks_for_acked(self, now: float) -> bool:
+        """Whether acknowledgements are written too: they waited long enough, they are many, or somebody reads."""
+        unwritten = self._unwritten
+        return bool(self._trouble or unwritten.wanted) or now >= self._late_at or unwritten.acked_bytes > LATE_BYTES
+
+    def _wait_for_acked(self, now: float) -> None:
+        self._late_at = min(self._late_at, now + LATE_S) if self._unwritten else inf
 
     def _flush_if(self, needed: bool) -> None:
         if needed is not self._flushing:

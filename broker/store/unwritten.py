@@ -1,11 +1,14 @@
 """Changes that are not in the database yet, reduced to their net effect, and the transaction that writes it.
 
 What was promised and settled before it was written leaves no trace: a message that all its receivers acknowledged
-meanwhile is never written.
+meanwhile is never written. Acknowledgements of receivers alone need not be written at once: many together cost little
+more than one, and until then the same messages would only be repeated. They wait here until they are asked for.
 
 1. ``add`` only changes memory, ``write`` only the database: a transaction that failed can be tried again, with what was
    added since.
 2. ``Message.stored`` and ``Kept.id`` are given out by the writer's thread and nobody else.
+3. An acknowledgement does not wait any longer if something else is written that supposes it: PUBREL owed instead of the
+   message, another message under its number, or one that was withdrawn from the same session.
 """
 
 import sqlite3
@@ -27,10 +30,11 @@ from ..core.ports import (
     SessionGone,
     SessionSaved,
     Wanted,
+    Withdrawn,
 )
 from ..core.session import SessionRecord
 from ..core.topics import Grant
-from .packs import Packs, Run, insert
+from .packs import Gone, Packs, Run, insert
 from .rows import encode_grant, encode_will
 
 _SEQ: Final = itemgetter(0)
@@ -59,16 +63,20 @@ class _Delta:
         "grant",
         "grant_id",
         "kept",
+        "last_acked",
         "received",
         "record",
         "released",
+        "takes",
     )
 
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
         self.record: SessionRecord | None = None
         self.added: list[Run] = []  # by sequence number, none twice
-        self.acked: dict[int, Message] = {}  # what the database has and nobody is owed, by sequence number
+        self.acked: list[Gone] = []  # what the database has and nobody is owed
+        self.last_acked = 0  # the highest number of those
+        self.takes = False  # whether they are written with the rest
         self.grant: Grant | None = None  # the last one that was met, and its id
         self.grant_id = 0
         self.released: set[int] = set()
@@ -80,13 +88,19 @@ class _Delta:
         """``messages`` are owed under ``seq`` and the numbers after it."""
         added = self.added
         run = (seq, messages, 0, len(messages), self.grant_id)
+        if seq <= self.last_acked:
+            self.takes = True
         if added and added[-1][0] > seq:  # it takes the place of one that was acknowledged
             added.insert(bisect_right(added, seq, key=_SEQ), run)
         else:
             added.append(run)
 
-    def strike(self, seq: int, messages: list[Message]) -> None:
-        """``messages`` are not owed any more: strike out what was added, and note what the database has."""
+    def strike(self, seq: int, messages: list[Message]) -> tuple[int, int]:
+        """``messages`` are not owed any more: strike out what was added, and note what the database has.
+
+        Returns how many were struck out, and the bytes of what was noted.
+        """
+        struck = noted_bytes = 0
         added = self.added
         first, stop = seq, seq + len(messages)
         at = max(0, bisect_right(added, seq, key=_SEQ) - 1)
@@ -97,8 +111,11 @@ class _Delta:
                 at += 1
             elif begin > seq:  # a gap: that is in the database
                 upto = min(begin, stop)
-                gone = zip(range(seq, upto), messages[seq - first : upto - first], strict=True)
-                self.acked.update((number, message) for number, message in gone if message.stored >= 0)
+                sizes = [message.size for message in messages[seq - first : upto - first] if message.stored >= 0]
+                if sizes:
+                    noted_bytes += sum(sizes)
+                    self.acked.append((seq, messages, seq - first, upto - first))
+                    self.last_acked = max(self.last_acked, upto - 1)
                 seq = upto
             else:
                 left: list[Run] = []
@@ -108,7 +125,16 @@ class _Delta:
                     left.append((stop, base, start + stop - begin, end, grant))
                 added[at : at + 1] = left
                 at += begin < seq
+                struck += min(stop, beyond) - seq
                 seq = min(stop, beyond)
+        return struck, noted_bytes
+
+    @property
+    def due(self) -> bool:
+        """Whether there is more than acknowledgements that may wait."""
+        return self.takes or bool(
+            self.added or self.record or self.released or self.finished or self.received or self.completed
+        )
 
 
 class Unwritten:
@@ -129,6 +155,9 @@ class Unwritten:
         self._dead: list[Kept] = []
         self._retained: dict[str, Message] = {}
         self.wanted: list[Wanted] = []
+        self.owed = 0  # how many deliveries are to be written
+        self.settled = 0  # how many need not be any more, since the last transaction
+        self.acked_bytes = 0  # at most: of messages that the database has and whose acknowledgements wait
         self._packs: Packs | None = None  # what the transaction under way has packed
 
     def begin(self, next_session: int, next_pack: int, grants: Iterable[tuple[int, str, Grant]]) -> None:
@@ -140,6 +169,11 @@ class Unwritten:
 
     def __bool__(self) -> bool:
         return bool(self._deltas or self._dead or self._retained)
+
+    @property
+    def due(self) -> bool:
+        """Whether there is more than acknowledgements that may wait."""
+        return bool(self._dead or self._retained) or any(delta.due for delta in self._deltas.values())
 
     # gathering
 
@@ -155,11 +189,17 @@ class Unwritten:
                     if change.grant is not delta.grant:
                         delta.grant, delta.grant_id = change.grant, self._grant(change.grant)
                     delta.add(change.seq, change.messages)
-            elif kind is Acked:
-                assert isinstance(change, Acked)
+                    self.owed += len(change.messages)
+            elif kind is Acked or kind is Withdrawn:
+                assert isinstance(change, Acked | Withdrawn)
                 delta = deltas.get(change.client_id) or self._delta(change.client_id)
                 if delta is not None:
-                    delta.strike(change.seq, change.messages)
+                    struck, noted_bytes = delta.strike(change.seq, change.messages)
+                    self.owed -= struck
+                    self.settled += struck
+                    self.acked_bytes += noted_bytes
+                    if noted_bytes and kind is Withdrawn:
+                        delta.takes = True
             elif isinstance(change, Wanted):
                 self.wanted.append(change)
             elif isinstance(change, SessionSaved):
@@ -173,7 +213,8 @@ class Unwritten:
                 if delta is None:
                     continue
                 if isinstance(change, Released):
-                    delta.strike(change.seq, [change.message])
+                    self.owed -= delta.strike(change.seq, [change.message])[0]
+                    delta.takes = True
                     delta.released.add(change.seq)
                 elif isinstance(change, Finished):
                     if change.seq in delta.released:
@@ -206,6 +247,7 @@ class Unwritten:
     def _gone(self, client_id: str) -> None:
         delta = self._delta(client_id)
         if delta is not None:
+            self.owed -= sum(end - start for _, _, start, end, _ in delta.added)
             del self._deltas[client_id]
             del self._sessions[client_id]
             if delta.kept.in_database:
@@ -235,8 +277,11 @@ class Unwritten:
                 return True
         return False
 
-    def write(self, database: sqlite3.Connection) -> None:
-        """Put everything into the transaction that is open. Call ``written`` or ``failed`` once it has ended."""
+    def write(self, database: sqlite3.Connection, *, acked: bool = True) -> None:
+        """Put everything into the transaction that is open; of the acknowledgements that may wait only if ``acked``.
+
+        Call ``written`` or ``failed`` once it has ended.
+        """
         packs = self._packs = Packs(database, self._next_pack)
         for kept in self._dead:
             packs.bury(kept.id)
@@ -244,7 +289,8 @@ class Unwritten:
             packs.retain(message)
         deltas = self._deltas.values()
         for delta in deltas:
-            if delta.acked:
+            delta.takes = bool(delta.acked) and (acked or delta.takes)
+            if delta.takes:
                 packs.take(delta.kept.id, delta.acked)
         packs.owe([(delta.kept.id, delta.added) for delta in deltas if delta.added])
         packs.finish()
@@ -297,14 +343,21 @@ class Unwritten:
 
     def written(self) -> None:
         """The transaction is committed."""
-        for delta in self._deltas.values():
+        left: dict[str, _Delta] = {}
+        for client_id, delta in self._deltas.items():
             if delta.record is not None:
                 delta.kept.in_database = True
                 delta.kept.subscriptions = delta.record.subscriptions
+            if delta.acked and not delta.takes:
+                still = left[client_id] = _Delta(delta.kept)
+                still.acked, still.last_acked = delta.acked, delta.last_acked
         if self._packs is not None:
             self._next_pack = self._packs.row
         self._packs = None
-        self._deltas = {}
+        self._deltas = left
+        self.owed = 0
+        if not left:
+            self.acked_bytes = 0
         self._dead = []
         self._retained = {}
         self._new_grants = []

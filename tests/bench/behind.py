@@ -38,10 +38,10 @@ class SlowStore(SqliteStore):
 
     bytes_per_s = 1.0
 
-    def _commit(self, closing: bool) -> bool:
+    def _commit(self) -> bool:
         before = _written_bytes()
-        done = super()._commit(closing)
-        if not closing:
+        done = super()._commit()
+        if not self._closing:
             time.sleep((_written_bytes() - before) / self.bytes_per_s)
         return done
 

@@ -12,7 +12,7 @@ from tidings.broker.codec.packets import Packet, Publish
 from tidings.broker.core.budget import SLACK_BYTES, Budget
 from tidings.broker.core.deadlines import Deadlines
 from tidings.broker.core.message import Message, Run
-from tidings.broker.core.ports import Acked, Batch, Queued, Released, Wanted
+from tidings.broker.core.ports import Acked, Batch, Queued, Released, Wanted, Withdrawn
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.topics import Grant
 from tidings.broker.core.window import Entry, Window
@@ -198,7 +198,7 @@ class Policies(RuleBasedStateMachine):
                 for seq, message in enumerate(change.messages, change.seq):
                     assert seq not in self.owed, "owed twice under one number"
                     self.owed[seq] = (message, change.grant, seq)
-            elif isinstance(change, Acked):
+            elif isinstance(change, Acked | Withdrawn):
                 for seq, message in enumerate(change.messages, change.seq):
                     assert self.owed.pop(seq)[0] is message
             elif isinstance(change, Released):

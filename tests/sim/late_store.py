@@ -12,6 +12,9 @@ What a crash may leave behind, which is every legal subset of what was not repor
    as the writer happened to come before the end (``keep``).
 3. Acknowledgements of receivers alone are committed and reported without a flush. A power cut may take them away again,
    all that were committed since the last flush, and then nothing later is left either.
+4. Those acknowledgements may also wait in memory while later batches are committed (``acked`` of ``commit``), but not
+   longer than until PUBREL is owed instead of a message, another message comes under its number, or somebody asks.
+   Any crash takes away what waits.
 """
 
 from collections import deque
@@ -20,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tidings.broker.core.ports import Acked, Change, StoreEvents, Wanted
+from tidings.broker.core.ports import Acked, Change, Queued, Released, SessionGone, StoreEvents, Wanted, Withdrawn
 from tidings.broker.core.window import Entry, Window
 from tidings.broker.store.memory import MemoryStore
 
@@ -32,6 +35,8 @@ class LateStore(MemoryStore):
         super().__init__()
         self.reports: deque[Callable[[], None]] = deque()
         self._told: StoreEvents | None = None
+        self._late: dict[str, list[Acked]] = {}  # acknowledgements that wait, by client
+        self._waits = False
         self._flushed: dict[str, Any] | None = None  # the sessions as of the last flush, if they have changed since
 
     def start(self, events: StoreEvents) -> None:
@@ -39,19 +44,23 @@ class LateStore(MemoryStore):
         self._told = events
         super().start(self)
 
-    def commit(self, count: int | None = None) -> None:
-        """One transaction of the writer. ``report`` tells of it."""
+    def commit(self, count: int | None = None, *, acked: bool = True) -> None:
+        """One transaction of the writer. ``report`` tells of it. Without ``acked`` acknowledgements wait."""
         taken = len(self.pending) if count is None else min(count, len(self.pending))
-        if not taken:
-            return
+        asked = any(isinstance(change, Wanted) for index in range(taken) for change in self.pending[index][1])
+        self._waits = not acked and not asked
         if any(_needs_flush(self.pending[index][1]) for index in range(taken)):
             self._flushed = None
-        elif self._flushed is None:
+        elif self._flushed is None and not self._waits:
             self._flushed = {
                 client_id: replace(kept, owed=dict(kept.owed), released=set(kept.released), incoming=set(kept.incoming))
                 for client_id, kept in self.sessions.items()
             }
-        super().commit(taken)
+        if not self._waits:
+            for client_id in list(self._late):
+                self._apply_late(client_id)
+        if taken:
+            super().commit(taken)
 
     def report(self) -> None:
         """The event loop hears the next thing that the writer told."""
@@ -66,6 +75,26 @@ class LateStore(MemoryStore):
             keep = 0
         self._flushed = None
         super().crash(keep)
+        self._late.clear()
+
+    def _apply(self, change: Change) -> None:
+        if isinstance(change, Acked) and self._waits:
+            self._late.setdefault(change.client_id, []).append(change)
+            return
+        if isinstance(change, SessionGone):
+            self._late.pop(change.client_id, None)
+        elif isinstance(change, Released | Withdrawn) or (isinstance(change, Queued) and self._supposes(change)):
+            self._apply_late(change.client_id)
+        super()._apply(change)
+
+    def _supposes(self, queued: Queued) -> bool:
+        """Whether it comes under the number of a message whose acknowledgement waits."""
+        numbers = range(queued.seq, queued.seq + len(queued.messages))
+        return any(seq in numbers for late in self._late.get(queued.client_id, ()) for seq in _numbers(late))
+
+    def _apply_late(self, client_id: str) -> None:
+        for change in self._late.pop(client_id, ()):
+            super()._apply(change)
 
     # what the writer tells
 
@@ -81,5 +110,9 @@ class LateStore(MemoryStore):
         raise AssertionError(trouble)
 
 
+def _numbers(acked: Acked) -> range:
+    return range(acked.seq, acked.seq + len(acked.messages))
+
+
 def _needs_flush(changes: list[Change]) -> bool:
-    return not all(isinstance(change, Acked | Wanted) for change in changes)
+    return not all(isinstance(change, Acked | Withdrawn | Wanted) for change in changes)

@@ -86,6 +86,7 @@ def check_retained(world: World) -> None:
 
 
 def check_leaks(world: World) -> None:
+    world.store.commit()  # acknowledgements do not wait for ever
     for session in world.engine.sessions.values():
         window = session.window
         assert not session.incoming, f"{session.client_id}: packet ids {session.incoming} are not free"

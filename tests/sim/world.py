@@ -201,7 +201,7 @@ class World:
             self.crash()
         elif chance < commits:
             if not (storms and self.slow_disk and self.random.random() < 0.8):
-                self.store.commit(self.random.randint(1, 4 if storms else 12))
+                self.store.commit(self.random.randint(1, 4 if storms else 12), acked=self.random.random() < 0.3)
         elif chance < reports:
             for _ in range(self.random.randint(1, 4)):
                 self.store.report()

@@ -1,16 +1,18 @@
-"""What tests of stores have in common: a listener, records and questions with everything filled in, and damage."""
+"""What tests of stores have in common: a listener, a run, records and questions with everything filled in, damage."""
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tidings.broker import Config
+from tidings.broker import Config, Message
 from tidings.broker.core.ports import Wanted
 from tidings.broker.core.session import SessionRecord
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.window import Entry, Window
+from tidings.broker.store.inspect import StoreReader
+from tidings.broker.store.sqlite import SqliteStore
 
 
 class Events:
@@ -71,3 +73,43 @@ def damage(directory: Path, table: str) -> None:
     with path.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xa5" * size)
+
+
+Work = Callable[[SqliteStore, Events], Coroutine[Any, Any, None]]
+
+
+def run(directory: Path, work: Work, config: Config | None = None) -> SqliteStore:
+    """One run of a store: open, ``work``, close."""
+
+    async def main() -> SqliteStore:
+        store = SqliteStore(directory, config or Config())
+        store.last_now(1_000.0)
+        list(store.load(10))
+        events = Events()
+        store.start(events)
+        try:
+            await work(store, events)
+        finally:
+            await asyncio.to_thread(store.close)
+        return store
+
+    return asyncio.run(main())
+
+
+def count(directory: Path, table: str) -> int:
+    reader = StoreReader(directory)
+    assert reader.check() == []
+    number = reader.stats()[table]
+    reader.close()
+    return number
+
+
+def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(directory / "tidings.db") as database:
+        found = database.execute(query).fetchall()
+    database.close()
+    return found
+
+
+def message(payload: bytes = b"x", topic: str = "t") -> Message:
+    return Message(topic, payload, 1, sender="p")

@@ -2,14 +2,22 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tidings.broker import Config, Message, StoreError
-from tidings.broker.core.ports import Acked, Change, Queued, Released, RetainedSet, SessionGone, SessionSaved
+from tidings.broker import Config, StoreError
+from tidings.broker.core.ports import (
+    Acked,
+    Change,
+    Queued,
+    Released,
+    RetainedSet,
+    SessionGone,
+    SessionSaved,
+    Withdrawn,
+)
 from tidings.broker.core.topics import Grant
 from tidings.broker.store import sqlite as module
 from tidings.broker.store.elapsed import resume
@@ -18,46 +26,7 @@ from tidings.broker.store.rows import encode_grant, encode_messages
 from tidings.broker.store.schema import APPLICATION_ID, MIGRATIONS
 from tidings.broker.store.sqlite import SqliteStore
 
-from .events import Events, damage, question, record
-
-Work = Callable[[SqliteStore, Events], Coroutine[Any, Any, None]]
-
-
-def run(directory: Path, work: Work, config: Config | None = None) -> SqliteStore:
-    """One run of a store: open, ``work``, close."""
-
-    async def main() -> SqliteStore:
-        store = SqliteStore(directory, config or Config())
-        store.last_now(1_000.0)
-        list(store.load(10))
-        events = Events()
-        store.start(events)
-        try:
-            await work(store, events)
-        finally:
-            await asyncio.to_thread(store.close)
-        return store
-
-    return asyncio.run(main())
-
-
-def count(directory: Path, table: str) -> int:
-    reader = StoreReader(directory)
-    assert reader.check() == []
-    number = reader.stats()[table]
-    reader.close()
-    return number
-
-
-def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(directory / "tidings.db") as database:
-        found = database.execute(query).fetchall()
-    database.close()
-    return found
-
-
-def message(payload: bytes = b"x", topic: str = "t") -> Message:
-    return Message(topic, payload, 1, sender="p")
+from .events import Events, Work, count, damage, message, question, record, rows, run
 
 
 async def nothing(store: SqliteStore, events: Events) -> None:
@@ -138,7 +107,7 @@ def test_a_store_of_the_first_version_is_read_and_goes_on(tmp_path: Path, monkey
         entries = store._read(question("c"))
         assert [(m.payload, seq) for m, _, seq in entries] == [(b"0", 1), (b"1", 2), (b"2", 3)]
         assert [m.payload for m in store.load_retained()] == [b"2", b"3"]
-        store.write(1, [Acked("c", 2, [entries[1][0]]), Queued("c", 4, [message(b"new")], Grant(1))])
+        store.write(1, [Acked("c", 2, [entries[1][0]]), Queued("c", 4, [message(b"new")], Grant(1)), question("c")])
         await events.until_durable(1)
         assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"0", 1), (b"2", 3), (b"new", 4)]
 
@@ -185,7 +154,7 @@ def test_a_payload_goes_with_the_last_who_was_owed_it(tmp_path: Path) -> None:
         left = []
         ends: list[Change] = [Acked("a", 1, [one]), SessionGone("b"), Released("c", 1, one)]
         for batch, change in enumerate(ends, 2):
-            store.write(batch, [change])
+            store.write(batch, [change, question("c")])
             await events.until_durable(batch)
             left.append(count(tmp_path, "messages"))
         assert left == [1, 1, 0]
@@ -230,7 +199,7 @@ def test_a_range_shrinks_and_splits_as_its_messages_are_acknowledged(tmp_path: P
             ([4, 7], []),
         ]
         for batch, (acked, left) in enumerate(steps, 2):
-            store.write(batch, [Acked("c", seq, [sent[seq - 1]]) for seq in acked])
+            store.write(batch, [*(Acked("c", seq, [sent[seq - 1]]) for seq in acked), question("c")])
             await events.until_durable(batch)
             assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"x" * seq, seq) for seq in left]
             sizes = rows(tmp_path, "SELECT coalesce(sum(count), 0), coalesce(sum(size), 0) FROM owed")
@@ -241,52 +210,12 @@ def test_a_range_shrinks_and_splits_as_its_messages_are_acknowledged(tmp_path: P
     assert count(tmp_path, "messages") == 0
 
 
-def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
-
-    async def work(store: SqliteStore, events: Events) -> None:
-        async def written(*batches: int) -> None:
-            for batch in batches:
-                store.write(batch, [SessionSaved(record())])
-            await events.until_durable(batches[-1])
-
-        await written(1)
-        await written(2)
-        await written(*range(3, 33))
-        assert waits == []
-        await written(33)
-        assert waits == [module.GATHER_S]
-        await written(34)
-        assert waits == [module.GATHER_S], "a transaction of one batch is followed at once"
-
-    run(tmp_path, work)
-
-
-def test_what_was_settled_before_it_was_written_is_never_written(tmp_path: Path) -> None:
-    async def work(store: SqliteStore, events: Events) -> None:
-        store.write(1, [SessionSaved(record())])
-        await events.until_durable(1)
-        commits = store.commits
-        many = [message() for _ in range(100)]
-        queued = Queued("c", 1, many, Grant(1))
-        store.write(2, [queued, *(Acked("c", seq, [one]) for seq, one in enumerate(many, 1))])
-        await events.until_durable(2)
-        assert all(one.stored == 0 for one in many)
-        assert store.commits - commits <= 1
-
-    run(tmp_path, work)
-    assert count(tmp_path, "messages") == 0
-
-
 def test_what_takes_the_place_of_a_message_under_its_number_is_kept(tmp_path: Path) -> None:
     async def work(store: SqliteStore, events: Events) -> None:
         old, new = message(b"old"), message(b"new")
         store.write(1, [SessionSaved(record()), Queued("c", 1, [old, message(b"next")], Grant(1))])
         await events.until_durable(1)
-        store.write(2, [Acked("c", 1, [old]), Queued("c", 1, [new], Grant(1))])  # as policy ``latest`` does
+        store.write(2, [Withdrawn("c", 1, [old]), Queued("c", 1, [new], Grant(1))])  # as policy ``latest`` does
         await events.until_durable(2)
         assert [(m.payload, seq) for m, _, seq in store._read(question("c"))] == [(b"new", 1), (b"next", 2)]
 
@@ -331,20 +260,6 @@ def test_a_level_decides_whether_a_batch_is_flushed(
         assert (store.flushes > before) is flushed
 
     run(tmp_path, work, Config(durability=level, durability_by_filter=filters))
-
-
-def test_acknowledgements_of_receivers_alone_are_not_worth_a_flush(tmp_path: Path) -> None:
-    async def work(store: SqliteStore, events: Events) -> None:
-        one = message()
-        store.write(1, [SessionSaved(record()), Queued("c", 1, [one], Grant(1))])
-        await events.until_durable(1)
-        before = store.flushes
-        store.write(2, [Acked("c", 1, [one])])
-        await events.until_durable(2)
-        assert store.flushes == before
-
-    run(tmp_path, work)
-    assert count(tmp_path, "owed") == 0
 
 
 def test_reads_see_every_change_before_the_question(tmp_path: Path) -> None:
@@ -464,7 +379,7 @@ async def owe_in_vain(store: SqliteStore, events: Events) -> None:
 def test_after_an_internal_error_nothing_is_reported_as_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise AttributeError("no such thing")
 
     monkeypatch.setattr(f"tidings.broker.store.unwritten.Unwritten.{broken}", fail)

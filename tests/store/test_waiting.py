@@ -1,0 +1,216 @@
+"""What the store waits for before it writes: company for a flush, and acknowledgements that spare it the writing."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tidings.broker import Config
+from tidings.broker.core.ports import Acked, Change, Queued, Released, SessionSaved, Withdrawn
+from tidings.broker.core.topics import Grant
+from tidings.broker.store import sqlite as module
+from tidings.broker.store.sqlite import SqliteStore
+
+from .events import Events, count, message, question, record, rows, run
+
+
+def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        async def written(*batches: int) -> None:
+            for batch in batches:
+                store.write(batch, [SessionSaved(record())])
+            await events.until_durable(batches[-1])
+
+        await written(1)
+        await written(2)
+        await written(*range(3, 33))
+        assert waits == []
+        await written(33)
+        assert waits == [module.GATHER_S]
+        await written(34)
+        assert waits == [module.GATHER_S], "a transaction of one batch is followed at once"
+
+    run(tmp_path, work)
+
+
+def test_what_is_acknowledged_in_the_moments_after_a_busy_transaction_is_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = [message() for _ in range(3)]
+    waits: list[float] = []
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        def wait(seconds: float) -> None:  # in the writer's thread
+            waits.append(seconds)
+            seq = len(waits)
+            if seq <= len(sent):
+                store.write(seq + 5, [Acked("c", seq, [sent[seq - 1]])])
+
+        for batch in range(1, 5):
+            store.write(batch, [SessionSaved(record())])
+        await events.until_durable(4)
+        monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", wait)
+        commits = store.commits
+        store.write(5, [Queued("c", 1, sent, Grant(1))])
+        await events.until_durable(8)
+        assert (store.commits, len(waits)) == (commits, 3)
+
+    run(tmp_path, work)
+    assert count(tmp_path, "messages") == 0
+
+
+def test_it_does_not_wait_for_those_who_acknowledge_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        for batch in range(1, 5):
+            store.write(batch, [SessionSaved(record())])
+        await events.until_durable(4)
+        waits.clear()
+        store.write(5, [Queued("c", 1, [message()], Grant(1))])
+        await events.until_durable(5)
+        assert len(waits) == 1
+
+    run(tmp_path, work)
+    assert count(tmp_path, "messages") == 1
+
+
+def test_what_was_settled_before_it_was_written_is_never_written(tmp_path: Path) -> None:
+    async def work(store: SqliteStore, events: Events) -> None:
+        store.write(1, [SessionSaved(record())])
+        await events.until_durable(1)
+        commits = store.commits
+        many = [message() for _ in range(100)]
+        queued = Queued("c", 1, many, Grant(1))
+        store.write(2, [queued, *(Acked("c", seq, [one]) for seq, one in enumerate(many, 1))])
+        await events.until_durable(2)
+        assert all(one.stored == 0 for one in many)
+        assert store.commits - commits <= 1
+
+    run(tmp_path, work)
+    assert count(tmp_path, "messages") == 0
+
+
+def test_acknowledgements_of_receivers_alone_are_not_worth_a_flush(tmp_path: Path) -> None:
+    async def work(store: SqliteStore, events: Events) -> None:
+        one = message()
+        store.write(1, [SessionSaved(record()), Queued("c", 1, [one], Grant(1))])
+        await events.until_durable(1)
+        before = store.flushes
+        store.write(2, [Acked("c", 1, [one])])
+        await events.until_durable(2)
+        assert store.flushes == before
+
+    run(tmp_path, work)
+    assert count(tmp_path, "owed") == 0
+
+
+def test_acknowledgements_of_receivers_alone_wait_and_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = [message() for _ in range(10)]
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        store.write(1, [SessionSaved(record()), Queued("c", 1, sent[:9], Grant(1))])
+        await events.until_durable(1)
+        monkeypatch.setattr(module, "LATE_S", 3_600.0)
+        commits = store.commits
+        for batch in range(2, 6):
+            store.write(batch, [Acked("c", batch, [sent[batch - 1]])])
+            await events.until_durable(batch)
+        assert store.commits == commits
+        store.write(6, [Queued("c", 10, sent[9:], Grant(1))])
+        await events.until_durable(6)
+        assert (store.commits, count(tmp_path, "owed")) == (commits + 1, 10)
+        store._late_at = 0.0  # they have waited long enough
+        store.write(7, [])
+        await events.until_durable(7)
+        assert (store.commits, count(tmp_path, "owed")) == (commits + 2, 6)
+
+    run(tmp_path, work)
+    assert count(tmp_path, "owed") == 6
+
+
+def test_acknowledgements_are_written_after_a_while_though_nothing_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATE_S", 0.01)
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        one = message()
+        store.write(1, [SessionSaved(record()), Queued("c", 1, [one], Grant(1))])
+        store.write(2, [])
+        await events.until_durable(2)
+        store.write(3, [Acked("c", 1, [one])])
+        for _ in range(1_000):
+            if not count(tmp_path, "owed"):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("still owed")
+
+    run(tmp_path, work)
+
+
+def test_acknowledgements_of_many_bytes_do_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LATE_S", 3_600.0)
+    monkeypatch.setattr(module, "LATE_BYTES", 5_000)
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        sent = [message(b"x" * 2_000) for _ in range(4)]
+        store.write(1, [SessionSaved(record()), Queued("c", 1, sent, Grant(1))])
+        await events.until_durable(1)
+        owed: list[int] = []
+        for seq, one in enumerate(sent, 1):
+            store.write(seq + 1, [Acked("c", seq, [one])])
+            await events.until_durable(seq + 1)
+            owed.append(count(tmp_path, "owed"))
+        assert owed == [4, 4, 1, 1]
+
+    run(tmp_path, work)
+
+
+def test_acknowledgements_do_not_wait_where_something_is_written_that_supposes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATE_S", 3_600.0)
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        old, new = message(b"old"), message(b"new")
+        both: list[Change] = [SessionSaved(record(name)) for name in "cd"]
+        store.write(1, [*both, Queued("c", 1, [old], Grant(2)), Queued("d", 1, [old], Grant(1))])
+        await events.until_durable(1)
+        store.write(2, [Released("c", 1, old)])  # PUBREL is owed, so the message must not be
+        await events.until_durable(2)
+        assert (count(tmp_path, "released"), rows(tmp_path, "SELECT session FROM owed")) == (1, [(2,)])
+        store.write(3, [Acked("d", 1, [old])])
+        await events.until_durable(3)
+        store.write(4, [Queued("d", 1, [new], Grant(1))])
+        await events.until_durable(4)
+        assert [(m.payload, seq) for m, _, seq in store._read(question("d"))] == [(b"new", 1)]
+        store.write(5, [Withdrawn("d", 1, [new]), Queued("c", 2, [new], Grant(2))])  # another gets it instead
+        await events.until_durable(5)
+        assert rows(tmp_path, "SELECT session FROM owed") == [(1,)]
+
+    run(tmp_path, work)
+    assert count(tmp_path, "messages") == 1
+
+
+def test_what_was_sent_while_acknowledgements_waited_counts_as_maybe_sent(tmp_path: Path) -> None:
+    """Up to ``max_inflight`` are on their way; of those before, some that were acknowledged may be owed again."""
+    many = module.MAX_LATE + 20
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        sent = [message() for _ in range(many)]
+        store.write(1, [SessionSaved(record(connected=True)), Queued("c", 1, sent, Grant(1))])
+        await events.until_durable(1)
+
+    run(tmp_path, work)
+    store = SqliteStore(tmp_path, Config())
+    assert [kept.maybe_sent_seq for kept in store.load(10)] == [module.MAX_LATE + 10]
+    store.close()
