@@ -141,7 +141,7 @@ _PUBLISH_FIRST: Final[list[bytes]] = [bytes((0x30 | flags,)) for flags in range(
 
 
 def _frame(first: int, *parts: bytes) -> bytes:
-    length = sum(map(len, parts))
+    length = sum([len(part) for part in parts])
     if length > MAX_VARINT:
         raise ValueError(f"a packet body of {length} bytes is over the limit of {MAX_VARINT}")
     return b"".join((BYTE[first], write_varint(length), *parts))

@@ -17,7 +17,7 @@ from ..codec.reasons import ReasonCode
 from ..errors import ProtocolError
 from ..policy import choose, newest_only
 from .ports import Action
-from .topics import Grant, check_filter, max_weight, weight
+from .topics import Grant, check_filter, grant_for, max_weight, weight
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -60,7 +60,7 @@ def on_subscribe(connection: "Connection", packet: Subscribe, now: float) -> Non
             reasons.append(error.reason if connection.version == MQTT_5_0 else 0x80)
             why = connection.why(error)
             continue
-        grant = Grant(wanted.qos, wanted.no_local, wanted.retain_as_published, identifiers, policy=policy)
+        grant = grant_for(wanted.qos, wanted.no_local, wanted.retain_as_published, identifiers, policy)
         grant = engine.subscribe(session, wanted.filter, grant)
         if newest_only(grant.policy):
             connection.outbox.shorten()

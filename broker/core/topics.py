@@ -8,6 +8,7 @@ Rules: 5.0 section 4.7 (names and filters), 4.8.2 (shared subscriptions).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ..codec.wire import MAX_STRING_BYTES
@@ -62,6 +63,14 @@ class Grant:
 
     def _for_own(self) -> "Grant | None":
         return self.own if self.no_local else self
+
+
+@lru_cache(maxsize=1_024)
+def grant_for(
+    qos: int, no_local: bool, retain_as_published: bool, identifiers: tuple[int, ...], policy: Policy | None
+) -> Grant:
+    """The grant of a subscription with these options; most subscriptions are alike, and share theirs."""
+    return Grant(qos, no_local, retain_as_published, identifiers, policy=policy)
 
 
 class Share:
