@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tidings.broker import Config
-from tidings.broker.core.ports import Acked, Change, Queued, Released, SessionSaved, Withdrawn
+from tidings.broker.core.ports import Acked, Change, Queued, Released, SessionGone, SessionSaved, Withdrawn
 from tidings.broker.core.topics import Grant
 from tidings.broker.store import sqlite as module
 from tidings.broker.store.sqlite import SqliteStore
+from tidings.broker.store.unwritten import Unwritten
 
 from .events import Events, count, message, question, record, rows, run
 
@@ -181,24 +182,34 @@ def test_acknowledgements_do_not_wait_where_something_is_written_that_supposes_t
     monkeypatch.setattr(module, "LATE_S", 3_600.0)
 
     async def work(store: SqliteStore, events: Events) -> None:
-        old, new = message(b"old"), message(b"new")
+        other, one, two, three, new = (message(payload) for payload in (b"0", b"1", b"2", b"3", b"new"))
         both: list[Change] = [SessionSaved(record(name)) for name in "cd"]
-        store.write(1, [*both, Queued("c", 1, [old], Grant(2)), Queued("d", 1, [old], Grant(1))])
+        store.write(1, [*both, Queued("c", 1, [other], Grant(2)), Queued("d", 1, [one, two, three], Grant(1))])
         await events.until_durable(1)
-        store.write(2, [Released("c", 1, old)])  # PUBREL is owed, so the message must not be
+        store.write(2, [Released("c", 1, other)])  # PUBREL is owed, so the message must not be
         await events.until_durable(2)
         assert (count(tmp_path, "released"), rows(tmp_path, "SELECT session FROM owed")) == (1, [(2,)])
-        store.write(3, [Acked("d", 1, [old])])
+        store.write(3, [Acked("d", 1, [one, two])])
         await events.until_durable(3)
-        store.write(4, [Queued("d", 1, [new], Grant(1))])
+        store.write(4, [SessionSaved(record("e"))])  # another transaction, in which it waits
         await events.until_durable(4)
-        assert [(m.payload, seq) for m, _, seq in store._read(question("d"))] == [(b"new", 1)]
-        store.write(5, [Withdrawn("d", 1, [new]), Queued("c", 2, [new], Grant(2))])  # another gets it instead
+        store.write(5, [Queued("d", 2, [new], Grant(1))])  # under a number that is acknowledged
         await events.until_durable(5)
+        assert [(m.payload, seq) for m, _, seq in store._read(question("d"))] == [(b"new", 2), (b"3", 3)]
+        store.write(6, [Withdrawn("d", 2, [new, three]), Queued("c", 2, [new], Grant(2))])  # another gets it instead
+        await events.until_durable(6)
         assert rows(tmp_path, "SELECT session FROM owed") == [(1,)]
 
     run(tmp_path, work)
     assert count(tmp_path, "messages") == 1
+
+
+def test_what_a_session_was_owed_that_has_ended_is_not_waited_for() -> None:
+    unwritten = Unwritten({})
+    unwritten.add([SessionSaved(record()), Queued("c", 1, [message()] * 3, Grant(1)), Acked("c", 2, [message()])])
+    assert (unwritten.owed, unwritten.settled) == (2, 1)
+    unwritten.add([SessionGone("c")])
+    assert unwritten.owed == 0
 
 
 def test_what_was_sent_while_acknowledgements_waited_counts_as_maybe_sent(tmp_path: Path) -> None:
