@@ -44,6 +44,9 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
+    def __bool__(self) -> bool:  # see ``Latest``
+        return bool(self._heap)
+
     def set(self, item: Timed, at: float | None) -> None:
         """``item`` is due at ``at`` and at no other time; None = never."""
         item.due_at = at

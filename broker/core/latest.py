@@ -67,6 +67,9 @@ class Latest:
     def __len__(self) -> int:
         return len(self._pending) + len(self._held)
 
+    def __bool__(self) -> bool:  # compiled, an optional value is not asked for its length
+        return bool(self._pending or self._held)
+
     def __iter__(self) -> "Iterator[Entry]":
         yield from self._pending.values()
         yield from self._held.values()

@@ -35,6 +35,9 @@ class Retained:
     def __len__(self) -> int:
         return self._count
 
+    def __bool__(self) -> bool:  # see ``Latest``
+        return self._count > 0
+
     def __iter__(self) -> Iterator[Message]:
         nodes = [self._root]
         while nodes:

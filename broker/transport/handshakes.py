@@ -43,6 +43,9 @@ class Handshakes:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
     @property
     def is_full(self) -> bool:
         """Whether as many as allowed are under way."""

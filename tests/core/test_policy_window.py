@@ -13,6 +13,7 @@ from tidings.broker.core.budget import SLACK_BYTES, Budget
 from tidings.broker.core.deadlines import Deadlines
 from tidings.broker.core.message import Message, Run
 from tidings.broker.core.ports import Acked, Batch, Queued, Released, Wanted, Withdrawn
+from tidings.broker.core.queue import DropReason
 from tidings.broker.core.snapshot import Stats
 from tidings.broker.core.topics import Grant
 from tidings.broker.core.window import Entry, Window
@@ -304,6 +305,17 @@ class Policies(RuleBasedStateMachine):
 
 TestPolicies = Policies.TestCase
 TestPolicies.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_over_the_bound_after_the_newest_values_went_is_read_from_the_store() -> None:
+    config = Config(max_queued_messages=3, max_memory_messages=2, queue_qos0_offline=True)
+    window = Window("w", config, Stats())
+    window.keeps = True
+    window.changes = Batch()
+    window.deliver(Run([Message("a", b"", 1) for _ in range(6)], 0.0), Grant(1))
+    window.deliver(Run([Message("b", b"", 0)], 0.0), Grant(0, policy=parse_policy("latest")))
+    assert (window.queued, window.dropped) == (4, {DropReason.QUEUE_FULL: 3})  # two from memory, and the value
+    assert [change.seq for change in window.changes if isinstance(change, Wanted)] == [2]
 
 
 def test_newest_value_waits_for_what_was_in_flight_and_is_only_in_the_store_now() -> None:

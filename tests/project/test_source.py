@@ -61,6 +61,18 @@ def test_every_source_file_begins_with_a_docstring() -> None:
     assert bare == []
 
 
+def test_what_has_a_length_says_whether_it_is_empty() -> None:
+    """mypyc takes a value that may be None and has no ``__bool__`` for true, whatever its length."""
+    bare = []
+    for path in modules("broker/codec", "broker/core", "broker/store", "broker/transport"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = {child.name for child in node.body if isinstance(child, ast.FunctionDef)}
+                if "__len__" in methods and "__bool__" not in methods:
+                    bare.append(f"{relative(path)}: {node.name}")
+    assert bare == []
+
+
 def test_each_folder_is_a_typed_package_and_tidings_itself_is_none() -> None:
     for folder in FOLDERS:
         assert (ROOT / folder / "__init__.py").is_file()
