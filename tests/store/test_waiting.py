@@ -14,6 +14,8 @@ from tidings.broker.store.unwritten import Unwritten
 
 from .events import Events, count, message, question, record, rows, run
 
+MANY = 30  # batches that are written in one transaction, or at least the last three of them
+
 
 def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -50,15 +52,15 @@ def test_what_is_acknowledged_in_the_moments_after_a_busy_transaction_is_never_w
             waits.append(seconds)
             seq = len(waits)
             if seq <= len(sent):
-                store.write(seq + 5, [Acked("c", seq, [sent[seq - 1]])])
+                store.write(MANY + 1 + seq, [Acked("c", seq, [sent[seq - 1]])])
 
-        for batch in range(1, 5):
+        for batch in range(1, MANY + 1):
             store.write(batch, [SessionSaved(record())])
-        await events.until_durable(4)
+        await events.until_durable(MANY)
         monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", wait)
         commits = store.commits
-        store.write(5, [Queued("c", 1, sent, Grant(1))])
-        await events.until_durable(8)
+        store.write(MANY + 1, [Queued("c", 1, sent, Grant(1))])
+        await events.until_durable(MANY + 4)
         assert (store.commits, len(waits)) == (commits, 3)
 
     run(tmp_path, work)
@@ -70,12 +72,12 @@ def test_it_does_not_wait_for_those_who_acknowledge_nothing(tmp_path: Path, monk
     monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
 
     async def work(store: SqliteStore, events: Events) -> None:
-        for batch in range(1, 5):
+        for batch in range(1, MANY + 1):
             store.write(batch, [SessionSaved(record())])
-        await events.until_durable(4)
+        await events.until_durable(MANY)
         waits.clear()
-        store.write(5, [Queued("c", 1, [message()], Grant(1))])
-        await events.until_durable(5)
+        store.write(MANY + 1, [Queued("c", 1, [message()], Grant(1))])
+        await events.until_durable(MANY + 1)
         assert len(waits) == 1
 
     run(tmp_path, work)
