@@ -51,7 +51,7 @@ class LateStore(MemoryStore):
         self._waits = not acked and not asked
         if any(_needs_flush(self.pending[index][1]) for index in range(taken)):
             self._flushed = None
-        elif self._flushed is None and not self._waits:
+        elif self._flushed is None:
             self._flushed = {
                 client_id: replace(kept, owed=dict(kept.owed), released=set(kept.released), incoming=set(kept.incoming))
                 for client_id, kept in self.sessions.items()
