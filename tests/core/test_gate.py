@@ -1,5 +1,6 @@
 """What clients may do, as a gate decides it: at once, later, remembered, and forgotten."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tidings.broker.codec.packets import (
     Will,
 )
 from tidings.broker.codec.reasons import ReasonCode
-from tidings.broker.core.ports import Accepted, Action, Identity, Refused, TurnedAway
+from tidings.broker.core.ports import Accepted, Action, Identity, Queued, Refused, TurnedAway, Withdrawn
 from tidings.broker.core.rights import MAX_ASKED
 from tidings.broker.core.window import DropReason
 
@@ -327,10 +328,11 @@ def test_what_waited_for_somebody_else_is_not_given_to_who_comes_back() -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
 def test_shared_subscription_passes_over_members_that_may_not_receive(late: bool) -> None:
     wire, gate = gated()
-    members = [wire.connect(f"m{number}") for number in range(2)]
+    members = [wire.connect(f"m{number}", session_expiry_interval=99) for number in range(2)]
     for member in members:
         member.subscribe("$share/g/t", 1)
     writer = wire.connect("writer")
+    wire.store_is_slow = True
     identity = gate.identities[0]
     answer = None if late else False
     rules = gate.may
@@ -346,6 +348,9 @@ def test_shared_subscription_passes_over_members_that_may_not_receive(late: bool
     assert members[0].payloads() == []
     assert sorted(members[1].payloads()) == [b"0", b"1", b"2", b"3"]
     assert dropped(wire) == 0
+    queued = Counter(change.client_id for change in wire.engine.changes if isinstance(change, Queued))
+    withdrawn = Counter(change.client_id for change in wire.engine.changes if isinstance(change, Withdrawn))
+    assert (withdrawn, queued["m0"] > 0) == (Counter({"m0": queued["m0"]}), late)
 
 
 def test_shared_message_that_no_member_may_have_is_counted() -> None:
