@@ -128,7 +128,7 @@ class Broker:
                 gate=gate,
             )
             if store is not None:
-                engine.restore(store.load(self.config.max_inflight), store.load_retained(), now)
+                engine.restore(store.load(), store.load_retained(), now)
                 store.start(self)
                 engine.tick(now)
         except BaseException:

@@ -212,7 +212,8 @@ class Restored:
     """A session as a store kept it. ``owed_count`` messages, ``owed_bytes`` of them (``Message.size``), wait for it.
 
     ``released``: sequence numbers for which PUBREL is owed. ``incoming``: packet ids of QoS 2 messages taken over from
-    the client and not yet released by it. ``maybe_sent_seq``: messages up to this number may have gone out before.
+    the client and not yet released by it. ``maybe_sent_seq``: messages up to this number may have gone out before;
+    all of them if the client was connected, because a store may have lost any number of acknowledgements.
     """
 
     record: "SessionRecord"
@@ -246,8 +247,8 @@ class Store(Protocol):
     def last_now(self, wall: float) -> float:
         """Engine time to go on with, where ``wall`` is what the wall clock says; never less than it was before."""
 
-    def load(self, max_inflight: int) -> Iterable[Restored]:
-        """Every session that was kept. ``max_inflight``: how many messages may have been in flight to each."""
+    def load(self) -> Iterable[Restored]:
+        """Every session that was kept."""
 
     def load_retained(self) -> "Iterable[Message]":
         """Every retained message."""

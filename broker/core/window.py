@@ -108,9 +108,17 @@ class Window(InFlight):
 
     @property
     def sent_seq(self) -> int:
-        """While no client is connected: deliveries up to this number may have been sent."""
-        sent_seq = self.spill.maybe_sent_seq if self.spill is not None else 0
-        return max(sent_seq, self.resend[-1][2]) if self.resend else sent_seq
+        """While no client is connected: deliveries up to this number may have been sent.
+
+        Acknowledged ones count too, because a store may lose acknowledgements, and then owes them again.
+        """
+        if self.latest is None and not self.mixed:
+            for _, _, seq in self.queue or ():
+                if seq:
+                    return seq - 1
+            if self.spill is not None:
+                return max(self.spill.after_seq, self.spill.maybe_sent_seq)
+        return self.seq
 
     @property
     def waiting(self) -> int:

@@ -64,14 +64,11 @@ class MemoryStore:
         """It has no clock of its own."""
         return wall
 
-    def load(self, max_inflight: int) -> Iterator[Restored]:
+    def load(self) -> Iterator[Restored]:
         """Every session, without the messages it is owed."""
         for kept in self.sessions.values():
             seqs = sorted(kept.owed)
             record = kept.record
-            sent_seq = record.sent_seq
-            if record.connected and seqs:
-                sent_seq = seqs[min(max_inflight, len(seqs)) - 1]
             size_bytes = sum(message.size for message, _ in kept.owed.values())
             last = max(record.seq, *seqs, *kept.released, 0)
             filters = {filter: replace(grant, share=None) for filter, grant in record.subscriptions.items()}
@@ -81,7 +78,7 @@ class MemoryStore:
                 size_bytes,
                 sorted(kept.released),
                 set(kept.incoming),
-                sent_seq,
+                last if record.connected else record.sent_seq,
             )
 
     def load_retained(self) -> Iterable[Message]:

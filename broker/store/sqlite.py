@@ -26,7 +26,7 @@ from typing import Final
 
 from ..config import Config
 from ..core.levels import Levels
-from ..core.message import OVERHEAD_BYTES, Message
+from ..core.message import Message
 from ..core.ports import Change, Queued, Restored, RetainedSet, StoreEvents, Wanted
 from ..core.session import SessionRecord
 from ..core.topics import Grant
@@ -48,7 +48,6 @@ MOMENTS: Final = 5  # and so often, as long as who is connected acknowledges wha
 CLOCK_S: Final = 10.0  # how old the kept engine time may be, while there is something to write
 LATE_S: Final = 0.01  # how long acknowledgements of receivers alone may wait to be written
 LATE_BYTES: Final = 4_194_304  # and of how many bytes of messages, by ``Message.size``
-MAX_LATE: Final = LATE_BYTES // OVERHEAD_BYTES  # about so many they are at most
 MAX_CACHED: Final = 4_096  # messages read for one session that the next one may be owed too
 
 Batch = tuple[int, list[Change], int]
@@ -112,14 +111,14 @@ class SqliteStore:
         self._clock_kept = now
         return now
 
-    def load(self, max_inflight: int) -> Iterator[Restored]:
+    def load(self) -> Iterator[Restored]:
         """Every session, without the messages it is owed. Raises StoreError if the database cannot be read."""
         try:
-            yield from self._load(max_inflight)
+            yield from self._load()
         except (sqlite3.Error, ValueError, IndexError) as error:
             raise StoreError(explain(self._path, error)) from None
 
-    def _load(self, max_inflight: int) -> Iterator[Restored]:
+    def _load(self) -> Iterator[Restored]:
         database = self._database
         grants = [(number, text, decode_grant(text)) for number, text in database.execute("SELECT * FROM grants")]
         self._grants = {number: grant for number, _, grant in grants}
@@ -147,9 +146,6 @@ class SqliteStore:
             unfinished = released.get(number, [])
             filters = subscriptions.get(number, {})
             self._sessions[client_id] = Kept(number, filters, in_database=True)
-            maybe_sent_seq = sent_seq
-            if connected and count:
-                maybe_sent_seq = self._nth(number, max_inflight + MAX_LATE) or last_seq
             record = SessionRecord(
                 client_id,
                 expiry_s,
@@ -161,17 +157,8 @@ class SqliteStore:
                 sent_seq,
                 max(seq, last_seq, max(unfinished, default=0)),
             )
+            maybe_sent_seq = record.seq if connected else sent_seq
             yield Restored(record, count, size_bytes, unfinished, incoming.get(number, set()), maybe_sent_seq)
-
-    def _nth(self, session: int, nth: int) -> int:
-        """The sequence number of the ``nth`` message that a session is owed; 0 if there are not so many."""
-        for seq, count in self._database.execute(
-            "SELECT seq, count FROM owed WHERE session = ? ORDER BY seq", (session,)
-        ):
-            if count >= nth:
-                return int(seq) + nth - 1
-            nth -= count
-        return 0
 
     def load_retained(self) -> Iterator[Message]:
         """Every retained message. Raises StoreError if the database cannot be read."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tidings.broker import Config, Message
-from tidings.broker.codec.packets import Connect, Disconnect, Publish, Subscribe, SubscribeFilter, Will
+from tidings.broker.codec.packets import Connect, Disconnect, Puback, Publish, Subscribe, SubscribeFilter, Will
 from tidings.broker.core.connection import Connection
 from tidings.broker.core.engine import Engine
 from tidings.broker.core.ports import PauseReason
@@ -60,7 +60,7 @@ class Broker:
 
     def _start(self) -> None:
         self.engine = Engine(self.config, self.now, lambda: "made", keeps=True)
-        self.engine.restore(self.store.load(self.config.max_inflight), self.store.load_retained(), self.now)
+        self.engine.restore(self.store.load(), self.store.load_retained(), self.now)
         self.store.start(self)
         self.engine.tick(self.now)
         self.settle()
@@ -160,6 +160,58 @@ def test_a_session_that_was_to_end_with_its_connection_does_not_come_back() -> N
     broker.restart_after(1)
     assert broker.engine.sessions == {}
     assert broker.store.sessions == {}
+
+
+def _sent(connection: Connection) -> list[tuple[bytes, bool]]:
+    """Payload and DUP of each PUBLISH to ``connection`` since the last question."""
+    assert isinstance(connection.outbox, ListOutbox)
+    return [(packet.payload, packet.dup) for packet in connection.outbox.packets() if isinstance(packet, Publish)]
+
+
+def _receiver(broker: Broker, receive_maximum: int) -> Connection:
+    """Client "c" with a session, subscribed to "t"."""
+    connection = broker.engine.connect(ListOutbox(), "c", broker.now)
+    properties: Any = {"session_expiry_interval": 100, "receive_maximum": receive_maximum}
+    broker.engine.handle(connection, [Connect("c", 5, False, 0, properties=properties)], broker.now)
+    broker.engine.handle(connection, [Subscribe(1, [SubscribeFilter("t", 1)])], broker.now)
+    broker.settle()
+    connection.outbox.full = False  # it was while CONNACK waited
+    broker.engine.writable(connection, broker.now)
+    broker.settle()
+    return connection
+
+
+def _publish(broker: Broker, *payloads: bytes) -> None:
+    for payload in payloads:
+        broker.engine.publish([Message("t", payload, 1)], broker.now)
+    broker.settle()
+
+
+def test_after_a_crash_whatever_a_connected_client_is_owed_may_have_been_sent() -> None:
+    """Its acknowledgements may have been lost in the crash, and then more was sent than is in flight at a time."""
+    broker = Broker()
+    connection = _receiver(broker, receive_maximum=1)
+    _publish(broker, b"1", b"2")
+    broker.engine.handle(connection, [Puback(2)], broker.now)  # the store does not hear of it
+    assert _sent(connection) == [(b"1", False), (b"2", False)]
+    broker.engine.changes.clear()
+    broker.restart_after(1)
+    assert _sent(_receiver(broker, receive_maximum=2)) == [(b"1", True), (b"2", True)]
+
+
+def test_what_came_while_a_client_was_away_is_sent_for_the_first_time_after_a_restart() -> None:
+    """All that it had got before may come again, acknowledged or not, and says so."""
+    broker = Broker()
+    connection = _receiver(broker, receive_maximum=3)
+    _publish(broker, b"1", b"2", b"3")
+    before = dict(broker.store.sessions["c"].owed)
+    broker.engine.handle(connection, [Puback(3), Puback(4)], broker.now)
+    assert _sent(connection) == [(b"1", False), (b"2", False), (b"3", False)]
+    broker.engine.disconnected(connection, broker.now)
+    _publish(broker, b"4")
+    broker.store.sessions["c"].owed |= before  # acknowledgements are what a crash may take away
+    broker.restart_after(1)
+    assert _sent(_receiver(broker, receive_maximum=10)) == [(b"1", True), (b"2", True), (b"3", True), (b"4", False)]
 
 
 def test_an_expired_message_is_not_delivered_after_a_restart() -> None:

@@ -88,6 +88,12 @@ class Subscriber(Owner):
         self.filter = filter
         self.policy = policy
         self.subscribed = False
+        self._seen: set[int] = set()  # packet ids that came; no history is so long that they begin again
+
+    def crashed(self) -> None:
+        """A broker that does not know a delivery any more may use its packet id for something new."""
+        kept = self.world.store.sessions.get(self.name)
+        self._seen &= {seq % MAX_PACKET_ID + 1 for seq in kept.owed} if kept is not None else set()
 
     def on_online(self, session_present: bool) -> None:
         away_s = self.world.clock.now() - self.away_since
@@ -96,6 +102,7 @@ class Subscriber(Owner):
             self.subscribed = False
         assert session_present or not self.subscribed, f"{self.name} lost its session after {away_s:g} s"
         if not self.subscribed:
+            self._seen.clear()
             asked = {"user_property": [(PROPERTY, self.policy)]} if self.policy else {}
             self.client.subscribe([SubscribeFilter(self.filter, 2)], asked)  # type: ignore[arg-type]
 
@@ -111,6 +118,9 @@ class Subscriber(Owner):
             # We remember this packet id from now on. The broker must too, or the next message under it is lost.
             known = {seq % MAX_PACKET_ID + 1 for seq in self.world.store.sessions[self.name].owed}
             assert message.packet_id in known, f"packet id {message.packet_id} came before it was on disk"
+        if message.qos:  # 5.0 [MQTT-3.3.1-1]
+            assert message.dup or message.packet_id not in self._seen, f"packet id {message.packet_id} came again"
+            self._seen.add(message.packet_id)
         publisher, _, number = message.payload.decode().partition(" ")
         books = self.world.books[message.qos]
         expired = message.properties.get("message_expiry_interval") == 0

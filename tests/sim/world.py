@@ -100,7 +100,7 @@ class World:
 
     def _start(self) -> None:
         self.engine = Engine(self.config, self.now, lambda: "unused", keeps=True)
-        self.engine.restore(self.store.load(self.config.max_inflight), self.store.load_retained(), self.now)
+        self.engine.restore(self.store.load(), self.store.load_retained(), self.now)
         self.store.start(self)
 
     def crash(self) -> None:
@@ -115,6 +115,8 @@ class World:
         self.count_drops()
         self.store.crash(keep, power=power)
         pipes, self.pipes = self.pipes, []
+        for subscriber in self.subscribers:
+            subscriber.crashed()
         self._start()
         self.mortal.crashed()
         for pipe in pipes:

@@ -84,7 +84,7 @@ def run(directory: Path, work: Work, config: Config | None = None) -> SqliteStor
     async def main() -> SqliteStore:
         store = SqliteStore(directory, config or Config())
         store.last_now(1_000.0)
-        list(store.load(10))
+        list(store.load())
         events = Events()
         store.start(events)
         try:

@@ -120,7 +120,7 @@ def test_a_damaged_page_is_reported_when_it_is_met(tmp_path: Path) -> None:
     damage(tmp_path, "owed")
     store = SqliteStore(tmp_path, Config())
     with pytest.raises(StoreError, match="the database is damaged"):
-        list(store.load(10))
+        list(store.load())
     store.close()
 
 
@@ -246,7 +246,7 @@ def test_the_retained_message_of_a_topic_replaces_the_one_before(tmp_path: Path)
 
     run(tmp_path, work)
     store = SqliteStore(tmp_path, Config())
-    list(store.load(10))
+    list(store.load())
     assert [(m.topic, m.payload) for m in store.load_retained()] == [("t", b"3")]
     store.close()
     assert count(tmp_path, "messages") == 1

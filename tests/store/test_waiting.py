@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tidings.broker import Config
 from tidings.broker.core.ports import Acked, Change, Queued, Released, SessionGone, SessionSaved, Withdrawn
 from tidings.broker.core.topics import Grant
 from tidings.broker.store import sqlite as module
@@ -212,18 +211,3 @@ def test_what_a_session_was_owed_that_has_ended_is_not_waited_for() -> None:
     assert (unwritten.owed, unwritten.settled) == (2, 1)
     unwritten.add([SessionGone("c")])
     assert unwritten.owed == 0
-
-
-def test_what_was_sent_while_acknowledgements_waited_counts_as_maybe_sent(tmp_path: Path) -> None:
-    """Up to ``max_inflight`` are on their way; of those before, some that were acknowledged may be owed again."""
-    many = module.MAX_LATE + 20
-
-    async def work(store: SqliteStore, events: Events) -> None:
-        sent = [message() for _ in range(many)]
-        store.write(1, [SessionSaved(record(connected=True)), Queued("c", 1, sent, Grant(1))])
-        await events.until_durable(1)
-
-    run(tmp_path, work)
-    store = SqliteStore(tmp_path, Config())
-    assert [kept.maybe_sent_seq for kept in store.load(10)] == [module.MAX_LATE + 10]
-    store.close()
