@@ -1,7 +1,7 @@
 """``tidings bench``: how fast a broker is, beside others, on this machine, in one run.
 
 Every broker gets the same load from a generator in a process of its own, in turn, A B A B, so that what disturbs the
-machine disturbs all. Tables go to stdout, talk to stderr.
+machine disturbs all. Tables go to stdout, talk to stderr; if a file is asked for there, tables go to stderr too.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from .bench_scenario import SCENARIOS, SUITE, Scenario, preset
 from .environment import name_variables
 from .exits import Failure
 from .group import Group
+from .result_file import RESULT_FILE, takes_stdout, write_result
 
 VERSIONS: Final = {"3.1": 3, "3.1.1": 4, "5": 5, "5.0": 5}
 COUNT: Final = click.IntRange(1)
@@ -118,8 +119,8 @@ def _run_options() -> list[click.Option]:
         _option("--url", metavar="tcp://HOST:PORT", help="A running broker to measure instead of starting tidings."),
         _option("--pid", type=int, default=0, help="With --url: its process, for CPU and memory."),
         _option("--rounds", type=COUNT, default=3, show_default=True, help="How often each broker has its turn."),
-        _option("--json", "json_file", type=click.Path(dir_okay=False), help="Write everything to this file."),
-        _option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page with plots to this file."),
+        _option("--json", "json_file", type=RESULT_FILE, help="Write everything to this file; - is stdout."),
+        _option("--html", "html_file", type=RESULT_FILE, help="Write a page with plots to this file; - is stdout."),
     ]
 
 
@@ -188,30 +189,38 @@ def _bench(work: Sequence[tuple[Scenario, Load]], options: dict[str, Any]) -> No
         allow_files(max(load.subscribers + load.publishers for _, load in work) + 64)
     except LoadError as error:
         raise Failure(str(error)) from None
+    busy = takes_stdout(options["json_file"], options["html_file"])
     versions = {name: PEERS[name].version() if name in PEERS else "" for name in names}
-    comparisons = []
-    for scenario, load in work:
-        results = [Result(name, versions[name]) for name in names]
-        comparison = Comparison(scenario.name, scenario.headline, load, results)
-        for number in range(1, options["rounds"] + 1):
-            for result in results:
-                if not result.error:
-                    click.echo(
-                        f"{comparison.title()}: round {number} of {options['rounds']}: {result.broker}", err=True
-                    )
-                    _round(scenario, load, result, target if result.broker == url else None)
-        click.echo(table(comparison))
-        comparisons.append(comparison)
-    report = as_json(comparisons)
-    if options["json_file"]:
-        Path(options["json_file"]).write_text(json.dumps(report, indent=1) + "\n")
-    if options["html_file"]:
-        from .bench_page import page
-
-        Path(options["html_file"]).write_text(page(report))
+    comparisons: list[Comparison] = []
+    try:
+        for scenario, load in work:
+            results = [Result(name, versions[name]) for name in names]
+            comparison = Comparison(scenario.name, scenario.headline, load, results)
+            for number in range(1, options["rounds"] + 1):
+                for result in results:
+                    if not result.error:
+                        click.echo(
+                            f"{comparison.title()}: round {number} of {options['rounds']}: {result.broker}", err=True
+                        )
+                        _round(scenario, load, result, target if result.broker == url else None)
+            click.echo(table(comparison), err=busy)
+            comparisons.append(comparison)
+    finally:  # the suite takes long: what was measured before Ctrl-C is kept
+        if comparisons:
+            _write_files(comparisons, options)
     failed = {result.broker for comparison in comparisons for result in comparison.results if _failed(result)}
     if failed:
         raise Failure(f"could not be measured in full: {', '.join(sorted(failed))}")
+
+
+def _write_files(comparisons: Sequence[Comparison], options: dict[str, Any]) -> None:
+    report = as_json(comparisons)
+    if options["json_file"]:
+        write_result(options["json_file"], json.dumps(report, indent=1) + "\n")
+    if options["html_file"]:
+        from .bench_page import page
+
+        write_result(options["html_file"], page(report))
 
 
 def _failed(result: Result) -> bool:

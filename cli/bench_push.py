@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Final, Literal
 
 import click
@@ -29,6 +28,7 @@ from .bench_gateway import TOPIC, event, serve
 from .bench_page import bar_plot, document, table_of
 from .bench_result import aligned
 from .exits import Failure
+from .result_file import RESULT_FILE, takes_stdout, write_result
 
 _SETTLE_S: Final = 0.3
 
@@ -344,8 +344,8 @@ def ways(intervals_s: Sequence[float]) -> list[Way]:
     help="Seconds that the devices speak, for each way in turn.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same events.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write everything to this file.")
-@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page with plots to this file.")
+@click.option("--json", "json_file", type=RESULT_FILE, help="Write everything to this file; - is stdout.")
+@click.option("--html", "html_file", type=RESULT_FILE, help="Write a page with plots to this file; - is stdout.")
 def push_vs_poll(
     consumers: int,
     devices: int,
@@ -360,6 +360,7 @@ def push_vs_poll(
 
     Figures are per consumer and minute. Exit codes: 0 measured, 1 not, 2 wrong option.
     """
+    busy = takes_stdout(json_file, html_file)
     events = plan(devices, rate, seconds, seed)
     if not events:
         raise Failure(f"no event falls into {seconds:g} s at {rate:g} events/s: use a longer --for or a higher --rate")
@@ -372,19 +373,19 @@ def push_vs_poll(
     about = f"{consumers} consumers, {devices} devices, {rate:g} events/s each, {seconds:g} s: {len(events)} events"
     head = ["way", *FORMS]
     rows = [[item.way, *(format(value, FORMS[name]) for name, value in item.figures().items())] for item in found]
-    click.echo(about)
+    click.echo(about, err=busy)
     for line in aligned([head, *rows]):
-        click.echo(line)
+        click.echo(line, err=busy)
     if json_file:
         report = {
             "format": "tidings-push-vs-poll/1",
             "about": about,
             "ways": [{**asdict(item), "figures": item.figures()} for item in found],
         }
-        Path(json_file).write_text(json.dumps(report, indent=1) + "\n")
+        write_result(json_file, json.dumps(report, indent=1) + "\n")
     if html_file:
         plots = [
             bar_plot(f"{name}", [(item.way, [item.figures()[name]]) for item in found], FORMS[name], logarithmic=True)
             for name in ("fresh p50 ms", "fresh p99 ms", "bytes/min", "server cpu ms/min")
         ]
-        Path(html_file).write_text(document("Push versus poll", about, [table_of(head, rows), *plots]))
+        write_result(html_file, document("Push versus poll", about, [table_of(head, rows), *plots]))

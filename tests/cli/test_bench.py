@@ -15,9 +15,9 @@ from tidings.cli.bench_peer import PEERS, Peer, PeerError
 from tidings.cli.bench_push import plan
 from tidings.cli.bench_result import Comparison, metrics_of, table
 from tidings.cli.bench_result import Result as BenchResult
-from tidings.cli.bench_scenario import SCENARIOS, SUITE, preset
+from tidings.cli.bench_scenario import SCENARIOS, SUITE, Scenario, preset
 from tidings.cli.exits import Failure
-from tidings.devices.load_plan import Load, Measured, quantile_ms
+from tidings.devices.load_plan import Load, Measured, Target, quantile_ms
 
 Bench = Callable[..., Result]
 
@@ -67,6 +67,48 @@ def test_a_running_broker_is_measured_and_written_to_files(
     assert broker["rounds"][0]["messages_per_s"] > 0
     assert page.read_text().count("<svg") == 2
     assert "http" not in page.read_text().replace("http://www.w3.org/2000/svg", "").replace(url, "")
+
+
+def test_stdout_has_nothing_but_the_file_that_is_asked_for_there(run: Bench, tidings_broker: BrokerThread) -> None:
+    tiny = ("--url", f"tcp://127.0.0.1:{tidings_broker.port}", "--for", "0.1", "--warmup", "0.01", "--rounds", "1")
+    result = run("fan-in", *tiny, "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["runs"][0]["title"].startswith("fan-in")
+    assert "fan-in, 10 -> 1" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["fan-in", "push-vs-poll"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    run: Bench, tmp_path: Path, command: str
+) -> None:
+    missing = tmp_path / "nowhere" / "found.json"
+    for option in ("--json", "--html"):
+        result = run(command, option, str(missing))
+        assert result.exit_code == 2
+        assert (
+            f"'{missing}' cannot be written: {missing.parent} is not a folder that one may write to." in result.output
+        )
+        assert f"'{tmp_path}' is a directory" in run(command, option, str(tmp_path)).output
+    result = run(command, "--json", "-", "--html", "-")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "only one file can be '-', stdout." in result.stderr
+
+
+def test_what_was_measured_before_an_interruption_is_written(
+    run: Bench, tidings_broker: BrokerThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(scenario: Scenario, load: Load, target: Target) -> Measured:
+        if scenario.name != SUITE[0][0]:
+            raise KeyboardInterrupt
+        return measured(1.0)
+
+    monkeypatch.setattr("tidings.cli.bench.in_own_process", measure)
+    found = tmp_path / "found.json"
+    url = f"tcp://127.0.0.1:{tidings_broker.port}"
+    result = run("suite", "--url", url, "--rounds", "1", "--json", str(found))
+    assert result.exit_code != 0
+    names = {run["scenario"] for run in json.loads(found.read_text())["runs"]}
+    assert names == {SUITE[0][0]}
 
 
 def test_tidings_is_started_and_stopped_when_no_url_is_given(run: Bench) -> None:
