@@ -1,5 +1,6 @@
 """Those who use the broker of the simulation: publishers, subscribers of all kinds, and one who leaves wills."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,8 @@ class Mortal(Owner):
     """Leaves with every connection a will of its own number, and knows which of them must be read and which must not.
 
     A connection that was lost begins the delay. If the next one begins before its end the will must not be published,
-    5.0 [MQTT-3.1.3-9]; if it begins later, it must have been. That is certain once the client has seen the CONNACK.
+    5.0 [MQTT-3.1.3-9]; if it begins later, or begins another session (section 3.1.2.5), it must have been. That is
+    certain once the client has seen the CONNACK.
     """
 
     def __init__(self, world: "World", name: str) -> None:
@@ -180,8 +182,8 @@ class Mortal(Owner):
         self._lost[pipe.will] = self.world.now + WILL_DELAY_S
 
     def greeted(self) -> None:
-        """The broker took a new CONNECT."""
-        now = self.world.now
+        """The broker took a new CONNECT. While the client knows of no session, that begins one, and ends the other."""
+        now = math.inf if not self.client.connects else self.world.now
         due = {number for number, at in self._lost.items() if at <= now}
         self._certain_soon = due, set(self._lost) - due
         self._lost = {}
