@@ -112,7 +112,7 @@ class Window(InFlight):
 
         Acknowledged ones count too, because a store may lose acknowledgements, and then owes them again.
         """
-        if self.latest is None and not self.mixed:
+        if self.latest is None:  # else what waits may have lower numbers than what was sent
             for _, _, seq in self.queue or ():
                 if seq:
                     return seq - 1

@@ -75,6 +75,7 @@ class Policies(RuleBasedStateMachine):
         self.first_sent = 0
         self.sent_and_dropped = 0
         self.sent: set[int] = set()
+        self.sent_seq = 0
         self.newest: dict[str, int] = {}
         self.highest: Counter[tuple[str, int]] = Counter()  # order is promised per topic and QoS
         self.since = 0  # the policies hold for numbers above this
@@ -217,6 +218,8 @@ class Policies(RuleBasedStateMachine):
         for packet in handed:
             if not isinstance(packet, Publish) or packet.dup:
                 continue
+            if packet.qos:
+                self.sent_seq = max(self.sent_seq, packet.packet_id - 1)
             number = int(packet.payload[:6])
             topic = packet.topic
             assert number not in self.sent, "sent again without DUP"
@@ -276,6 +279,14 @@ class Policies(RuleBasedStateMachine):
         assert len(self.owed) == len(ours) + spilled
 
     @invariant()
+    def what_a_client_that_is_away_got_is_known_by_its_number(self) -> None:
+        window = self.window
+        if self.durable and not self.connected():
+            assert window.sent_seq >= self.sent_seq
+            if window.latest is None:
+                assert all(seq > window.sent_seq for _, _, seq in window.queue or () if seq)
+
+    @invariant()
     def what_was_missed_is_told_once(self) -> None:
         assert self.told + self.window.missed <= self.delivered
 
@@ -316,6 +327,25 @@ def test_what_is_over_the_bound_after_the_newest_values_went_is_read_from_the_st
     window.deliver(Run([Message("b", b"", 0)], 0.0), Grant(0, policy=parse_policy("latest")))
     assert (window.queued, window.dropped) == (4, {DropReason.QUEUE_FULL: 3})  # two from memory, and the value
     assert [change.seq for change in window.changes if isinstance(change, Wanted)] == [2]
+
+
+def test_a_newest_value_that_was_sent_before_an_older_message_counts_as_sent() -> None:
+    window = Window("w", Config(), Stats())
+    window.keeps = True
+    window.changes = Batch()
+    window.attach(Notes(), 5, 1)
+    window.deliver(Run([Message("first", b"", 1)], 0.0), Grant(1))
+    newest, every = Grant(1, policy=parse_policy("latest")), Grant(1)
+    for topic, grant in (("a", newest), ("b", every), ("b", every), ("c", newest)):
+        window.deliver(Run([Message(topic, b"", 1)], 0.0), grant)
+    for packet_id in (2, 3, 4):
+        window.on_puback(packet_id)
+        window.pump(0.0)
+    assert [(message.topic, seq) for message, _, seq in window.inflight.values()] == [("c", 5)]
+    window.detach()
+    assert window.queue is not None
+    assert [(message.topic, seq) for message, _, seq in window.queue] == [("b", 4)]
+    assert window.sent_seq == 5
 
 
 def test_newest_value_waits_for_what_was_in_flight_and_is_only_in_the_store_now() -> None:
