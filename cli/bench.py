@@ -189,7 +189,7 @@ def _bench(work: Sequence[tuple[Scenario, Load]], options: dict[str, Any]) -> No
         allow_files(max(load.subscribers + load.publishers for _, load in work) + 64)
     except LoadError as error:
         raise Failure(str(error)) from None
-    busy = takes_stdout(options["json_file"], options["html_file"])
+    stdout_taken = takes_stdout(options["json_file"], options["html_file"])
     versions = {name: PEERS[name].version() if name in PEERS else "" for name in names}
     comparisons: list[Comparison] = []
     try:
@@ -203,7 +203,7 @@ def _bench(work: Sequence[tuple[Scenario, Load]], options: dict[str, Any]) -> No
                             f"{comparison.title()}: round {number} of {options['rounds']}: {result.broker}", err=True
                         )
                         _round(scenario, load, result, target if result.broker == url else None)
-            click.echo(table(comparison), err=busy)
+            click.echo(table(comparison), err=stdout_taken)
             comparisons.append(comparison)
     finally:  # the suite takes long: what was measured before Ctrl-C is kept
         if comparisons:

@@ -360,7 +360,7 @@ def push_vs_poll(
 
     Figures are per consumer and minute. Exit codes: 0 measured, 1 not, 2 wrong option.
     """
-    busy = takes_stdout(json_file, html_file)
+    stdout_taken = takes_stdout(json_file, html_file)
     events = plan(devices, rate, seconds, seed)
     if not events:
         raise Failure(f"no event falls into {seconds:g} s at {rate:g} events/s: use a longer --for or a higher --rate")
@@ -373,9 +373,9 @@ def push_vs_poll(
     about = f"{consumers} consumers, {devices} devices, {rate:g} events/s each, {seconds:g} s: {len(events)} events"
     head = ["way", *FORMS]
     rows = [[item.way, *(format(value, FORMS[name]) for name, value in item.figures().items())] for item in found]
-    click.echo(about, err=busy)
+    click.echo(about, err=stdout_taken)
     for line in aligned([head, *rows]):
-        click.echo(line, err=busy)
+        click.echo(line, err=stdout_taken)
     if json_file:
         report = {
             "format": "tidings-push-vs-poll/1",

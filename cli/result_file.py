@@ -40,7 +40,7 @@ def takes_stdout(*paths: str | None) -> bool:
 
 
 def write_result(path: str, text: str) -> None:
-    """Raises Failure if it cannot be written."""
+    """Write ``text`` to the file ``path``, or to stdout. Raises Failure if that is not possible."""
     if path == _STDOUT:
         click.echo(text, nl=False)
         return

@@ -168,11 +168,11 @@ def _sent(connection: Connection) -> list[tuple[bytes, bool]]:
     return [(packet.payload, packet.dup) for packet in connection.outbox.packets() if isinstance(packet, Publish)]
 
 
-def _receiver(broker: Broker, receive_maximum: int) -> Connection:
+def _receiver(broker: Broker) -> Connection:
     """Client "c" with a session, subscribed to "t"."""
     connection = broker.engine.connect(ListOutbox(), "c", broker.now)
-    properties: Any = {"session_expiry_interval": 100, "receive_maximum": receive_maximum}
-    broker.engine.handle(connection, [Connect("c", 5, False, 0, properties=properties)], broker.now)
+    connect = Connect("c", 5, False, 0, properties={"session_expiry_interval": 100})
+    broker.engine.handle(connection, [connect], broker.now)
     broker.engine.handle(connection, [Subscribe(1, [SubscribeFilter("t", 1)])], broker.now)
     broker.settle()
     connection.outbox.full = False  # it was while CONNACK waited
@@ -189,20 +189,44 @@ def _publish(broker: Broker, *payloads: bytes) -> None:
 
 def test_after_a_crash_whatever_a_connected_client_is_owed_may_have_been_sent() -> None:
     """Its acknowledgements may have been lost in the crash, and then more was sent than is in flight at a time."""
-    broker = Broker()
-    connection = _receiver(broker, receive_maximum=1)
+    broker = Broker(max_inflight=1)
+    connection = _receiver(broker)
     _publish(broker, b"1", b"2")
     broker.engine.handle(connection, [Puback(2)], broker.now)  # the store does not hear of it
     assert _sent(connection) == [(b"1", False), (b"2", False)]
     broker.engine.changes.clear()
     broker.restart_after(1)
-    assert _sent(_receiver(broker, receive_maximum=2)) == [(b"1", True), (b"2", True)]
+    connection = _receiver(broker)
+    broker.engine.handle(connection, [Puback(2)], broker.now)
+    assert _sent(connection) == [(b"1", True), (b"2", True)]
+
+
+def test_what_may_have_been_sent_before_a_crash_is_not_dropped_as_too_old_or_one_too_many() -> None:
+    broker = Broker(max_inflight=1, max_queued_messages=3)
+    _receiver(broker)
+    broker.engine.publish([Message("t", b"old", 1, expires_at=broker.now + 5)], broker.now)
+    _publish(broker, b"1", b"2")
+    broker.restart_after(6)
+    _publish(broker, b"3", b"4", b"5")
+    connection = _receiver(broker)
+    for packet_id in range(2, 7):
+        broker.engine.handle(connection, [Puback(packet_id)], broker.now)
+        broker.settle()
+    assert _sent(connection) == [
+        (b"old", True),
+        (b"1", True),
+        (b"2", True),
+        (b"3", False),
+        (b"4", False),
+        (b"5", False),
+    ]
+    assert not broker.engine.stats.dropped
 
 
 def test_what_came_while_a_client_was_away_is_sent_for_the_first_time_after_a_restart() -> None:
     """All that it had got before may come again, acknowledged or not, and says so."""
     broker = Broker()
-    connection = _receiver(broker, receive_maximum=3)
+    connection = _receiver(broker)
     _publish(broker, b"1", b"2", b"3")
     before = dict(broker.store.sessions["c"].owed)
     broker.engine.handle(connection, [Puback(3), Puback(4)], broker.now)
@@ -211,7 +235,7 @@ def test_what_came_while_a_client_was_away_is_sent_for_the_first_time_after_a_re
     _publish(broker, b"4")
     broker.store.sessions["c"].owed |= before  # acknowledgements are what a crash may take away
     broker.restart_after(1)
-    assert _sent(_receiver(broker, receive_maximum=10)) == [(b"1", True), (b"2", True), (b"3", True), (b"4", False)]
+    assert _sent(_receiver(broker)) == [(b"1", True), (b"2", True), (b"3", True), (b"4", False)]
 
 
 def test_an_expired_message_is_not_delivered_after_a_restart() -> None:
