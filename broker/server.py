@@ -173,12 +173,14 @@ class Broker:
             self._timer.cancel()
             self._timer = None
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._links.all_closed(), self.config.stop_timeout_s)
+            async with asyncio.timeout(self.config.stop_timeout_s):
+                await self._links.all_closed()
         for link in list(self._links.open):
             link.abort()
         for server in self._servers:
             with suppress(TimeoutError):
-                await asyncio.wait_for(server.wait_closed(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await server.wait_closed()
         self._servers.clear()
         if self._plugins is not None:
             await self._plugins.stop()

@@ -93,14 +93,18 @@ class BrokerThread:
     def subscribe(
         self, *filters: str, qos: int = 2, retained: bool = True, max_messages: int | None = None
     ) -> "Iterator[Callable[[float], Message]]":
-        """As ``Broker.subscribe``; gives a function ``receive(timeout_s)`` that raises TimeoutError."""
+        """As ``Broker.subscribe``; gives a function ``receive(timeout_s)`` that raises TimeoutError.
+
+        With 0 it takes what is there and waits for nothing.
+        """
 
         async def begin() -> Subscription:
             return self._broker.subscribe(*filters, qos=qos, retained=retained, max_messages=max_messages)
 
         async def following(timeout_s: float) -> Message:
             try:
-                return await asyncio.wait_for(anext(subscription), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    return await anext(subscription)
             except TimeoutError:
                 raise TimeoutError(f"no message on {', '.join(filters)} within {timeout_s} s") from None
             except StopAsyncIteration:

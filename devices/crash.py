@@ -305,7 +305,8 @@ class CrashTest:
         try:
             await self._until(lambda: reader.subscribed, "subscribe")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._caught_up(books, reader), self.plan.quiet_s)
+                async with asyncio.timeout(self.plan.quiet_s):
+                    await self._caught_up(books, reader)
             for publisher, number in reader.seen.items():
                 books.state_seen(publisher, number)
         finally:

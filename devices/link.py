@@ -153,7 +153,8 @@ class Dialer:
         for host in hosts:
             self._host = host
             try:
-                transport, _ = await asyncio.wait_for(self._connect(asyncio.Protocol()), 10)
+                async with asyncio.timeout(10):
+                    transport, _ = await self._connect(asyncio.Protocol())
             except TimeoutError:
                 failure = "no answer within 10 s"
             except OSError as error:

@@ -6,7 +6,7 @@ broker sends is read by a decoder in the client's role: anything that no server 
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, cast
 
@@ -71,6 +71,12 @@ async def until(holds: Callable[[], bool], what: str = "it did not happen") -> N
     while not holds():
         assert asyncio.get_running_loop().time() < deadline, what
         await asyncio.sleep(0.001)
+
+
+async def soon(work: Awaitable[T]) -> T:
+    """The result of ``work``, which may be late only in a test that fails."""
+    async with asyncio.timeout(TIMEOUT_S):
+        return await work
 
 
 class RawClient:
@@ -146,7 +152,7 @@ class RawClient:
         """The next packet. EOFError when the broker closed the connection."""
         while not self._packets:
             try:
-                data = await asyncio.wait_for(self.reader.read(65_536), TIMEOUT_S)
+                data = await soon(self.reader.read(65_536))
             except ConnectionError:
                 data = b""
             if not data:

@@ -59,7 +59,8 @@ class Bridge:
     async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """Have ``work`` done by the thread. Raises TimeoutError, and cancels it, when it takes too long."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(future)
 
     def post(self, call: Callable[..., object], *args: object) -> None:
         """Call something in the thread, some time soon."""

@@ -205,7 +205,8 @@ async def measure(case: Case, port: int) -> tuple[float, list[float]]:
     begun = time.perf_counter()
     for sender in senders:
         sender.send()
-    await asyncio.wait_for(asyncio.gather(*(one.done for one in senders), *(one.done for one in takers)), 60)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(one.done for one in senders), *(one.done for one in takers))
     seconds = time.perf_counter() - begun
     for transport in [*(one.transport for one in senders), *(one.transport for one in takers)]:
         transport.close()

@@ -65,7 +65,7 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("qos", ["1", "2"])
 def test_a_hundred_kills_cost_nothing(qos: str) -> None:
     code, lines, _ = crashtest("--rounds", "100", "--qos", qos, "--seed", "100")

@@ -139,7 +139,7 @@ def test_every_truncation_of_legal_traffic_waits_for_the_rest(drawn: tuple[int, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 @MANY
 @given(st.one_of(mutated(), framed_noise(), noise), cut_places)
 def test_much_hostile_traffic_is_survived(traffic: tuple[bytes, int | None, Side], cuts: list[int]) -> None:
@@ -147,7 +147,7 @@ def test_much_hostile_traffic_is_survived(traffic: tuple[bytes, int | None, Side
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 @MANY
 @given(strategies.connections, cut_places)
 def test_much_legal_traffic_comes_back(drawn: tuple[int, Side, list[Packet]], cuts: list[int]) -> None:

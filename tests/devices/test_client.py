@@ -161,7 +161,8 @@ def test_a_full_queue_refuses_and_is_awaited() -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
         stage.peer.say(Puback(1))
-        await asyncio.wait_for(waiting, 1)
+        async with asyncio.timeout(1):
+            await waiting
         assert stage.client.publish("t", b"", 1)
 
     asyncio.run(scenario())

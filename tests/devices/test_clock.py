@@ -66,7 +66,8 @@ def test_the_real_clock_runs_them_too_and_measures_how_late() -> None:
         as_protocol.call_at(now + 0.01, ran.append, "second")
         as_protocol.call_at(now, ran.append, "first")
         as_protocol.call_at(now, ran.append, "never").cancel()
-        await asyncio.wait_for(done.wait(), 5)
+        async with asyncio.timeout(5):
+            await done.wait()
         return ran, clock.lag.count
 
     assert asyncio.run(scenario()) == (["first", "second"], 3)
@@ -81,7 +82,8 @@ def test_an_error_in_a_real_timer_does_not_stop_the_others() -> None:
         done = asyncio.Event()
         clock.call_at(0, lambda: 1 / 0)
         clock.call_at(0, done.set)
-        await asyncio.wait_for(done.wait(), 5)
+        async with asyncio.timeout(5):
+            await done.wait()
         return seen
 
     assert asyncio.run(scenario()) == ["ZeroDivisionError"]

@@ -265,7 +265,8 @@ def test_stopping_early_drains_and_reports(own_url: str) -> None:
             if now.published > 50:
                 fleet.stop()
 
-        return await asyncio.wait_for(fleet.run(stop_after_some, 0.05), 20)
+        async with asyncio.timeout(20):
+            return await fleet.run(stop_after_some, 0.05)
 
     report = asyncio.run(both())
     assert report.interrupted

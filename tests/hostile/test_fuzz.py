@@ -30,7 +30,7 @@ from tidings.broker.codec.packets import (
 )
 from tidings.broker.codec.properties import Properties
 
-from ..raw_client import RawClient, run, serve, until
+from ..raw_client import RawClient, run, serve, soon, until
 
 AT_ONCE = 20
 CONVERSATIONS = 50  # at least, however slow the machine is
@@ -149,12 +149,13 @@ async def converse(url: str, chance: random.Random) -> None:
             if writer.is_closing():
                 break
             writer.write(piece)
-            await asyncio.wait_for(writer.drain(), 10)
+            await soon(writer.drain())
             if chance.random() < 0.2:
                 await asyncio.sleep(0)
         if chance.random() < 0.5:
             with suppress(TimeoutError):
-                await asyncio.wait_for(reader.read(10_000), 0.02)
+                async with asyncio.timeout(0.02):
+                    await reader.read(10_000)
     if chance.random() < 0.5:
         writer.transport.abort()
     else:
@@ -181,7 +182,7 @@ async def exchange(broker: Broker, url: str, enough: asyncio.Event, done: asynci
                     sender.send(Publish("control/0", payload))
                 message = await receiver.message()
                 assert (message.topic, message.payload) == (f"control/{qos}", payload)
-                assert (await asyncio.wait_for(anext(inside), 10)).payload == payload
+                assert (await soon(anext(inside))).payload == payload
                 count += 1
             if count >= EXCHANGES:
                 enough.set()

@@ -28,7 +28,7 @@ from tidings.broker.codec.properties import Properties
 from tidings.broker.transport.link import LINGER_S, Link
 from tidings.broker.transport.websocket import WebSocket
 
-from ..raw_client import run, serve, until
+from ..raw_client import run, serve, soon, until
 from ..transport.listeners.certificates import Authority
 from .test_fuzz import Conversation, exchange
 
@@ -167,7 +167,7 @@ class Wire:
         if self._writer.is_closing():
             raise ConnectionError
         self._writer.write(self._outer(data))
-        await asyncio.wait_for(self._writer.drain(), 10)
+        await soon(self._writer.drain())
 
     async def receive(self) -> bytes:
         """What came, without frames: whatever is no binary frame from the broker is left out."""
@@ -196,7 +196,8 @@ class Wire:
         return await self._read()
 
     async def _read(self) -> bytes:
-        data = await asyncio.wait_for(self._reader.read(65_536), 0.3)
+        async with asyncio.timeout(0.3):
+            data = await self._reader.read(65_536)
         if not data:
             self.ended = True
             raise EOFError

@@ -78,7 +78,7 @@ def compiled_wheel(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_the_compiled_wheel_has_every_source_file_too(compiled_wheel: Path) -> None:
     with zipfile.ZipFile(compiled_wheel) as wheel:
         names = {name for name in wheel.namelist() if not name.startswith(f"{NAME}.dist-info/")}
@@ -91,7 +91,7 @@ def test_the_compiled_wheel_has_every_source_file_too(compiled_wheel: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("form", ["plain Python", "compiled"])
 def test_the_wheel_works_in_a_clean_environment(
     form: str, dist: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -12,7 +12,7 @@ from tidings.broker.codec.packets import Disconnect, Publish, Will
 from tidings.broker.core.handout import SLICE
 from tidings.broker.server import Subscription
 
-from ..raw_client import RawClient, links_of, run, serve, until
+from ..raw_client import RawClient, links_of, run, serve, soon, until
 
 
 async def drain(subscription: Subscription) -> list[bytes]:
@@ -106,7 +106,7 @@ def test_time_goes_on_in_a_broker_without_listeners() -> None:
         async with Broker(Config(listeners=[], sys_interval_s=0.02)) as broker:
             messages = broker.subscribe("$SYS/broker/publish/messages/received", retained=False)
             await broker.publish("a", b"x")
-            assert (await asyncio.wait_for(anext(messages), 5)).payload == b"1"
+            assert (await soon(anext(messages))).payload == b"1"
 
     run(main())
 
@@ -354,13 +354,13 @@ def test_many_retained_messages_come_one_slice_a_turn_in_order_and_none_is_dropp
             messages = broker.subscribe("a/#")
             assert 0 < messages.waiting <= SLICE
             await broker.publish(f"a/{3 * SLICE - 1}", b"new")  # what was retained there goes first
-            got = [await asyncio.wait_for(anext(messages), 5) for _ in range(3 * SLICE + 1)]
+            got = [await soon(anext(messages)) for _ in range(3 * SLICE + 1)]
             last = [message.payload for message in got if message.topic == f"a/{3 * SLICE - 1}"]
             assert last == [b"old", b"new"]
             assert len({message.topic for message in got}) == 3 * SLICE
             few = broker.subscribe("a/#", max_messages=10)
             assert few.waiting <= 10
-            assert len({(await asyncio.wait_for(anext(few), 5)).topic for _ in range(3 * SLICE)}) == 3 * SLICE
+            assert len({(await soon(anext(few))).topic for _ in range(3 * SLICE)}) == 3 * SLICE
             for subscription in (messages, few):
                 assert (subscription.waiting, subscription.dropped) == (0, 0)
 
@@ -445,7 +445,7 @@ def test_closing_wakes_everybody_who_waits_for_a_message() -> None:
             waiting = [asyncio.create_task(consume()) for _ in range(3)]
             await asyncio.sleep(0)
             messages.close()
-            assert await asyncio.wait_for(asyncio.gather(*waiting), 5) == [[], [], []]
+            assert await soon(asyncio.gather(*waiting)) == [[], [], []]
 
     run(main())
 

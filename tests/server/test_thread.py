@@ -67,6 +67,14 @@ def test_a_receive_that_nothing_arrives_for_says_where_it_waited_and_loses_nothi
         assert receive(10).payload == b"later"
 
 
+def test_a_receive_without_time_takes_what_is_there(config: Config) -> None:
+    with BrokerThread(config) as broker, broker.subscribe("a") as receive:
+        broker.publish("a", b"there")
+        assert receive(0).payload == b"there"
+        with pytest.raises(TimeoutError):
+            receive(0)
+
+
 def test_a_stop_ends_a_receive_that_waits(config: Config) -> None:
     broker = BrokerThread(config)
     broker.start()

@@ -11,7 +11,7 @@ from tidings.broker.codec.packets import Pingreq, Pingresp, Puback, Publish
 from tidings.broker.core.ports import PauseReason
 from tidings.broker.store.memory import MemoryStore
 
-from ..raw_client import LOOPS, RawClient, links_of, run, until
+from ..raw_client import LOOPS, RawClient, links_of, run, soon, until
 
 FLOOD = 1_000  # packets that one write brings
 
@@ -141,7 +141,7 @@ def test_an_internal_error_while_one_client_is_written_to_leaves_the_others_and_
             await victim.subscribe("#")
             link = links_of(broker)["victim"]
             link._transport = cast(Any, Bug(cast(Any, link._transport)))
-            await asyncio.wait_for(broker.publish("t", b"1", qos=1), 5)
+            await soon(broker.publish("t", b"1", qos=1))
             assert (await witness.message()).payload == b"1"
             assert await victim.rest() == []
             assert broker.snapshot().clients_connected == 1

@@ -11,7 +11,7 @@ from tidings.broker.core.window import DropReason
 from tidings.broker.transport import link as link_module
 from tidings.broker.transport import links as links_module
 
-from ..raw_client import LOOPS, RawClient, links_of, run, serve, until
+from ..raw_client import LOOPS, RawClient, links_of, run, serve, soon, until
 
 KIB = b"x" * 1024
 BUFFER_BYTES = 4096
@@ -303,7 +303,7 @@ def test_a_sample_arrives_when_its_slot_comes_without_anything_else_happening(lo
             assert (await anext(sample)).payload == b"2"
             begin = clock()
             await broker.publish("a", "3")
-            assert (await asyncio.wait_for(anext(sample), 5)).payload == b"3"
+            assert (await soon(anext(sample))).payload == b"3"
             assert clock() - begin > 0.09
 
     run(main(), loop)

@@ -14,6 +14,7 @@ from tidings.broker.transport.endpoint import Endpoint
 from tidings.broker.transport.handshakes import Handshakes
 from tidings.broker.transport.websocket import WebSocket
 
+from ...raw_client import soon
 from .test_websocket import CONNECT, masked, request
 
 
@@ -146,7 +147,7 @@ def test_a_peer_that_takes_no_answer_to_its_close_is_aborted(monkeypatch: pytest
         between = Between()
         between.websocket.data_received(masked(Op.CLOSE, b""))
         assert between.socket.told == [b"\x88\x02\x03\xe8", "close"]
-        await asyncio.wait_for(between.socket.aborted.wait(), 10)
+        await soon(between.socket.aborted.wait())
         assert between.socket.told[2:] == ["abort"]
 
     asyncio.run(run())
