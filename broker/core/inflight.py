@@ -31,6 +31,20 @@ class InFlight(Queue):
         super().__init__(client_id, config, stats, budget)
         self.inflight: dict[int, Entry] = {}
 
+    @property
+    def sent_seq(self) -> int:
+        """While no client is connected: deliveries up to this number may have been sent.
+
+        Acknowledged ones count too, because a store may lose acknowledgements, and then owes them again.
+        """
+        if self.latest is None:  # else what waits may have lower numbers than what was sent
+            for _, _, seq in self.queue or ():
+                if seq:
+                    return seq - 1
+            if self.spill is not None:
+                return max(self.spill.after_seq, self.spill.maybe_sent_seq)
+        return self.seq
+
     def on_puback(self, packet_id: int) -> Entry | None:
         """QoS 1 delivered; None if nothing was in flight under this id (5.0 section 4.4 lets a server ignore that)."""
         entry = self.inflight.get(packet_id)
@@ -112,6 +126,8 @@ class InFlight(Queue):
             and not (self.queue or self.latest or self.mixed)
             and (spill is None or not spill.asked)
         )
+        # Of what was sent some is dropped, or acknowledged, and a crash may bring that back too.
+        maybe_sent_seq = self.sent_seq
         released: list[int] = []
         while resend and self.inflight_bytes > level_bytes:
             message, grant, seq = resend.pop()
@@ -119,7 +135,7 @@ class InFlight(Queue):
             if spillable and message.stored >= 0:
                 if spill is None:
                     spill = self.spill = Spill(seq - 1)
-                spill.maybe_sent_seq = max(spill.maybe_sent_seq, seq)
+                spill.maybe_sent_seq = maybe_sent_seq
                 spill.after_seq = seq - 1
                 spill.add(message.size)
             elif message.qos == 2 and grant.qos == 2:

@@ -107,20 +107,6 @@ class Window(InFlight):
         return most - self.queued
 
     @property
-    def sent_seq(self) -> int:
-        """While no client is connected: deliveries up to this number may have been sent.
-
-        Acknowledged ones count too, because a store may lose acknowledgements, and then owes them again.
-        """
-        if self.latest is None:  # else what waits may have lower numbers than what was sent
-            for _, _, seq in self.queue or ():
-                if seq:
-                    return seq - 1
-            if self.spill is not None:
-                return max(self.spill.after_seq, self.spill.maybe_sent_seq)
-        return self.seq
-
-    @property
     def waiting(self) -> int:
         """Messages owed and not yet acknowledged, in flight or not."""
         return self.queued + len(self.resend or ()) + len(self.inflight) + len(self.released)

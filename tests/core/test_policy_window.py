@@ -1,10 +1,19 @@
 """Delivery policies in the window, against a model that only counts and a store that only remembers."""
 
 from collections import Counter
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tidings.broker import Config
 from tidings.broker.codec import Decoder
@@ -48,8 +57,10 @@ class Notes(ListOutbox):
 class Policies(RuleBasedStateMachine):
     """Messages are numbered in their payloads. Each topic has one policy, unless ``subscribe`` gives it another."""
 
-    @initialize(data=st.data(), durable=st.booleans(), limit=st.integers(1, 4))
-    def begin(self, data: st.DataObject, durable: bool, limit: int) -> None:
+    @initialize(
+        policies=st.tuples(*[st.sampled_from(POLICIES)] * len(TOPICS)), durable=st.booleans(), limit=st.integers(1, 4)
+    )
+    def begin(self, policies: Sequence[str], durable: bool, limit: int) -> None:
         config = Config(
             max_queued_messages=MAX_MESSAGES,
             max_queued_bytes=MAX_BYTES,
@@ -67,7 +78,7 @@ class Policies(RuleBasedStateMachine):
             self.window.changes = Batch()
         self.owed: dict[int, Entry] = {}  # what the store has
         self.slices: list[list[Entry]] = []  # answers of the store that are under way
-        self.grants = {topic: Grant(2, policy=parse_policy(data.draw(st.sampled_from(POLICIES)))) for topic in TOPICS}
+        self.grants = {topic: Grant(2, policy=parse_policy(text)) for topic, text in zip(TOPICS, policies, strict=True)}
         self.limit = limit
         self.now = 100.0
         self.numbers = 0
@@ -316,6 +327,33 @@ class Policies(RuleBasedStateMachine):
 
 TestPolicies = Policies.TestCase
 TestPolicies.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_policies_for_long() -> None:
+    run_state_machine_as_test(Policies, settings=settings(max_examples=2_000, stateful_step_count=80, deadline=None))
+
+
+# single cases
+
+
+def replay(limit: int, steps: str) -> None:
+    """Take ``steps`` in a durable session, each the name of a rule and its arguments; the model looks after each."""
+    model = Policies()
+    model.begin(["all"] * len(TOPICS), durable=True, limit=limit)
+    for step in steps.split("; "):
+        name, *words = step.split()
+        getattr(model, name)(*(int(word) if word.isdigit() else word for word in words))
+        model.every_message_has_one_fate()
+        model.bounds_hold()
+        model.what_the_store_has_is_what_is_owed()
+        model.what_a_client_that_is_away_got_is_known_by_its_number()
+    model.teardown()
+
+
+def test_message_that_was_sent_and_dropped_for_memory_still_counts_as_sent() -> None:
+    replay(2, "deliver a 1 4 6; deliver a 0 2 6; deliver a 1 1 6; acknowledge; shed 207; answer; shed 0")
 
 
 def test_what_is_over_the_bound_after_the_newest_values_went_is_read_from_the_store() -> None:
