@@ -128,6 +128,17 @@ class Latest:
             window.changes.append(Withdrawn(window.client_id, gone[2], [gone[0]]))
         return gone is not None
 
+    def give_way(self, entry: "Entry") -> "Entry | None":
+        """Let go what waits of the topic of ``entry`` and came before it: the policy was another one in between."""
+        topic = entry[0].topic
+        waiting = self._held if topic in self._held else self._pending
+        older = waiting.get(topic)
+        if older is None or not older[2] or older[2] > entry[2]:
+            return None
+        del waiting[topic]
+        self._given_up([older])
+        return older
+
     # going
 
     def first(self, now: float, queue: bool) -> "Entry | None":

@@ -216,6 +216,9 @@ class Queue:
             else:
                 queue.append((message, grant, seq))
                 self.queued_bytes += size_bytes
+                if self.spill is not None and self.latest is not None:
+                    # It overtakes what only the store has, and ``latest`` waits for that.
+                    self.latest.behind += 1
             self._trim()
 
     def _trim(self, latest_first: bool = False) -> None:
@@ -249,6 +252,11 @@ class Queue:
         spill = self.spill
         if spill is None:
             return
+        if spill.stale:
+            spill.stale = False
+            spill.asked = 0
+            self._trim()
+            return
         queue = self.queue if self.queue is not None else deque[Entry]()
         resend = self.resend if self.resend is not None else deque[Entry]()
         for entry in entries:
@@ -265,6 +273,10 @@ class Queue:
                 if self._newest_only().add_restored(entry):
                     self.drop(DropReason.SAMPLED if grant.policy.period_s else DropReason.CONFLATED, 1)
             else:
+                older = self.latest.give_way(entry) if self.latest is not None else None
+                if older is not None:
+                    queue.append(older)
+                    self.queued_bytes += older[0].size
                 queue.append(entry)
                 self.queued_bytes += size_bytes
         self.queue = queue or None
@@ -317,10 +329,10 @@ class Queue:
         for entry in latest.dissolve():
             message, _, seq = entry
             spill = self.spill
-            # While a slice is under way it may bring what this entry replaced, so only ``apart`` can tell.
-            if spill is not None and not spill.asked and seq in latest.apart and message.stored >= 0:
+            if spill is not None and seq in latest.apart and message.stored >= 0:
                 latest.apart.discard(seq)
                 spill.add(message.size)
+                spill.stale = spill.asked > 0  # the slice may bring what this entry replaced
             else:
                 queue.append(entry)
                 self.queued_bytes += message.size

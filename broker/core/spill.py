@@ -12,7 +12,7 @@ everything that a session is owed begins here.
 class Spill:
     """``count`` messages, ``size_bytes`` of them, after sequence number ``after_seq``."""
 
-    __slots__ = ("after_seq", "asked", "count", "maybe_sent_seq", "size_bytes")
+    __slots__ = ("after_seq", "asked", "count", "maybe_sent_seq", "size_bytes", "stale")
 
     def __init__(self, after_seq: int, count: int = 0, size_bytes: int = 0, maybe_sent_seq: int = 0) -> None:
         self.after_seq = after_seq
@@ -22,6 +22,8 @@ class Spill:
         """Messages up to this one may have been sent before: they are sent first, with DUP."""
         self.asked = 0
         """How many there were when a slice was asked for that has not come; 0 = none is under way."""
+        self.stale = False
+        """Whether the slice under way lacks messages that were added since in its midst: it has to be read again."""
 
     @property
     def again(self) -> bool:

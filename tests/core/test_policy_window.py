@@ -352,8 +352,36 @@ def replay(limit: int, steps: str) -> None:
     model.teardown()
 
 
+def test_newest_value_that_waits_again_is_not_ahead_of_what_a_slice_brings() -> None:
+    replay(
+        1,
+        "deliver a 1 1 6; shed 0; attach; deliver a 1 1 6; detach; subscribe a latest; answer; attach; deliver a 1 1 6;"
+        " detach; subscribe b all",
+    )
+
+
+def test_newest_value_that_waits_again_is_not_in_flight_beside_what_a_slice_brings() -> None:
+    replay(
+        4,
+        "deliver a 1 4 6; shed 0; attach; detach; subscribe c latest; deliver c 1 1 400; subscribe a all; attach;"
+        " answer",
+    )
+
+
 def test_message_that_was_sent_and_dropped_for_memory_still_counts_as_sent() -> None:
     replay(2, "deliver a 1 4 6; deliver a 0 2 6; deliver a 1 1 6; acknowledge; shed 207; answer; shed 0")
+
+
+def test_newest_value_waits_too_when_qos_0_overtakes_what_only_the_store_has() -> None:
+    replay(1, "deliver a 1 1 6; shed 0; deliver b 2 1 6; subscribe b latest; deliver b 2 1 6; deliver a 0 2 6")
+
+
+def test_older_value_goes_before_what_a_slice_brings_of_its_topic() -> None:
+    replay(
+        1,
+        "detach; deliver a 1 1 6; shed 0; subscribe b latest; deliver b 1 1 6; subscribe b all; deliver b 1 1 6;"
+        " subscribe b latest",
+    )
 
 
 def test_what_is_over_the_bound_after_the_newest_values_went_is_read_from_the_store() -> None:
