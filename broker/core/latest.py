@@ -11,7 +11,8 @@
 3. Of a topic with a period two messages are taken at least that period apart, and the newest is taken in the end.
 4. Nothing is taken before what was in the session's queue when this began (``behind``): a topic may have changed its
    policy, and its order is kept.
-5. A replacement takes over the sequence number that its topic waits under, so that numbers follow the queue.
+5. A replacement takes over the sequence number that its topic waits under, so that numbers follow the queue; but not a
+   number from before what only the store has, where messages of the topic may be that came in between.
 """
 
 from collections import OrderedDict
@@ -100,7 +101,7 @@ class Latest:
                 changes.append(Withdrawn(window.client_id, seq, [old[0]]))
         if not qos:
             seq = 0
-        elif not seq:
+        elif not seq or (window.spill is not None and seq not in self.apart):
             window.seq = seq = window.seq + 1
             if window.spill is not None:
                 self.apart.add(seq)

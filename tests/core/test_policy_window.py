@@ -368,6 +368,14 @@ def test_newest_value_that_waits_again_is_not_in_flight_beside_what_a_slice_brin
     )
 
 
+def test_newest_value_does_not_take_the_place_of_one_that_came_before_what_only_the_store_has() -> None:
+    replay(
+        1,
+        "detach; deliver a 1 1 6; shed 0; subscribe a latest; deliver a 1 1 6; subscribe a all; deliver b 1 4 6;"
+        " deliver a 1 1 6; subscribe a latest; attach; answer; deliver a 1 1 6",
+    )
+
+
 def test_message_that_was_sent_and_dropped_for_memory_still_counts_as_sent() -> None:
     replay(2, "deliver a 1 4 6; deliver a 0 2 6; deliver a 1 1 6; acknowledge; shed 207; answer; shed 0")
 

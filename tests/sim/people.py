@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DAY_S = 86_400
 WILL_DELAY_S = 1
+SKIPPING = ("latest", "sample", "fickle")  # who wants the newest values, now or at times
 
 
 class Owner:
@@ -89,6 +90,7 @@ class Subscriber(Owner):
         self.filter = filter
         self.policy = policy
         self.subscribed = False
+        self.last: dict[tuple[str, int], int] = {}  # publisher and QoS → the number that came last
         self._seen: set[int] = set()  # packet ids that came; no history is so long that they begin again
 
     def crashed(self) -> None:
@@ -104,8 +106,11 @@ class Subscriber(Owner):
         assert session_present or not self.subscribed, f"{self.name} lost its session after {away_s:g} s"
         if not self.subscribed:
             self._seen.clear()
-            asked = {"user_property": [(PROPERTY, self.policy)]} if self.policy else {}
-            self.client.subscribe([SubscribeFilter(self.filter, 2)], asked)  # type: ignore[arg-type]
+            self.subscribe()
+
+    def subscribe(self) -> None:
+        asked = {"user_property": [(PROPERTY, self.policy)]} if self.policy else {}
+        self.client.subscribe([SubscribeFilter(self.filter, 2)], asked)  # type: ignore[arg-type]
 
     def on_subscribed(self, granted: Sequence[int]) -> None:
         assert list(granted) == [2]
@@ -124,8 +129,9 @@ class Subscriber(Owner):
             self._seen.add(message.packet_id)
         publisher, _, number = message.payload.decode().partition(" ")
         books = self.world.books[message.qos]
+        self.last[publisher, message.qos] = int(number)
         expired = message.properties.get("message_expiry_interval") == 0
-        if message.dup and (expired or self.world.tight or self.account == "oldest"):
+        if message.dup and (expired or self.world.drops_any or self.account in ("oldest", *SKIPPING)):
             # After a crash the broker cannot know that it dropped this one, as too old or one too many, instead of
             # sending it, and repeats it after what came later. It still comes once only.
             new = books.receivers[self.account].received[publisher].add(int(number))

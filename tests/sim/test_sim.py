@@ -5,16 +5,19 @@ alone.
 """
 
 import os
+from collections import Counter
 
 import pytest
 
 from tidings.broker.core.window import DropReason
 
+from .people import SKIPPING
 from .world import World
 
 ONE = os.environ.get("TIDINGS_SIM_SEED")
 SEEDS = [int(ONE)] if ONE is not None else list(range(int(os.environ.get("TIDINGS_SIM_SEEDS", "1000"))))
 PARTS = 10
+BOUNDED = ("oldest", "newest", "fickle")  # whose policies have bounds of their own
 
 
 def history(seed: int) -> None:
@@ -25,6 +28,7 @@ def history(seed: int) -> None:
             world.step()
         world.drain()
         check_drops(world)
+        check_newest(world)
         check_promises(world)
         check_wills(world)
         check_retained(world)
@@ -41,10 +45,18 @@ def check_drops(world: World) -> None:
     """What was acknowledged and has not arrived was dropped by a policy, and counted with its reason."""
     world.count_drops()
     for account in dict.fromkeys(subscriber.account for subscriber in world.subscribers):
-        names = [subscriber.name for subscriber in world.subscribers if subscriber.account == account]
-        full = sum(world.drops[name, DropReason.QUEUE_FULL] for name in names)
-        expired = sum(world.drops[name, DropReason.EXPIRED] for name in names)
-        assert world.tight or not full or account in ("oldest", "newest"), f"{account} lost {full} to no bound"
+        drops: Counter[DropReason] = Counter()
+        for subscriber in world.subscribers:
+            if subscriber.account == account:
+                drops.update({reason: world.drops[subscriber.name, reason] for reason in DropReason})
+        full, memory, expired = (
+            drops[reason] for reason in (DropReason.QUEUE_FULL, DropReason.MEMORY, DropReason.EXPIRED)
+        )
+        skipped = drops[DropReason.CONFLATED] + drops[DropReason.SAMPLED]
+        assert world.tight or not full or account in BOUNDED, f"{account} lost {full} to no bound"
+        assert world.pressed or not memory, f"{account} lost {memory} to memory that is not short"
+        assert not skipped or account in SKIPPING, f"{account} was not sent {skipped}"
+        dropped = full + memory + skipped
         too_old = others = 0
         for qos, books in world.books.items():
             receiver = books.receivers[account]
@@ -58,8 +70,22 @@ def check_drops(world: World) -> None:
                         else:
                             others += 1
                 receiver.given_up[publisher] = receiver.given_up[publisher].union(missing)
-        assert others <= full, f"{account}: {others} acknowledged and lost, {full} counted as dropped"
-        assert too_old <= full - others + expired, f"{account}: {too_old} lost, {full} + {expired} counted as dropped"
+        assert others <= dropped, f"{account}: {others} acknowledged and lost, {dropped} counted as dropped"
+        assert too_old <= dropped - others + expired, f"{account}: {too_old} too old, {dropped} + {expired} counted"
+
+
+def check_newest(world: World) -> None:
+    """Whoever wants the newest value of each topic has it in the end, whatever was skipped."""
+    for subscriber in world.subscribers:
+        lost = sum(world.drops[subscriber.name, reason] for reason in (DropReason.QUEUE_FULL, DropReason.MEMORY))
+        if subscriber.account not in SKIPPING or lost:
+            continue
+        for qos, books in world.books.items():
+            for publisher, acknowledged in books.acknowledged.items():
+                newest = max((high for _, high in acknowledged.ranges()), default=0)
+                if world.lifetimes.get((qos, publisher, newest)) is None:
+                    last = subscriber.last.get((publisher, qos), 0)
+                    assert last >= newest, f"{subscriber.name} has {last} of {publisher} at QoS {qos}, not {newest}"
 
 
 def check_promises(world: World) -> None:

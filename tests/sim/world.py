@@ -24,6 +24,7 @@ from .pipe import ClientEnd, Pipe
 
 START: Final = 1_000_000_000.0
 BRIEF_S: Final = 2  # how long the session that expires outlives its connection
+POLICIES: Final = ("all", "all", "latest", "latest", "sample=5", "all; overflow=drop-oldest")
 EVERYTHING: Final = 1 << 40  # more numbers than any publisher uses
 CONFIG: Final = Config(
     listeners=[],
@@ -46,6 +47,7 @@ class World:
         self.random = random.Random(seed)
         self.length = self.random.choice(LENGTHS)
         self.tight = self.random.random() < 0.25  # whether every queue may overflow
+        self.pressed = self.random.random() < 0.25  # whether memory is short now and then
         self.expiring = self.random.random() < 0.5  # whether messages have a lifetime
         self.config = CONFIG.model_copy(update={"max_queued_messages": 12}) if self.tight else CONFIG
         self.slow_disk = self.random.random() < 0.5  # so that much is under way that is not committed
@@ -57,6 +59,7 @@ class World:
         self.drops: Counter[tuple[str, DropReason]] = Counter()  # by client id, in the runs that have ended
         self.lifetimes: dict[tuple[int, str, int], float] = {}  # QoS, publisher, number → expired from then on
         self.publishers = [Publisher(self, "p1"), Publisher(self, "p2"), Publisher(self, "p3", session_s=0)]
+        self.fickle = Subscriber(self, "fickle", "fickle", "m/#", policy="latest")
         self.subscribers = [
             Subscriber(self, "s1", "s1", "m/#"),
             Subscriber(self, "s2", "s2", "m/+/+", version=4),
@@ -64,6 +67,9 @@ class World:
             Subscriber(self, "g2", "group", "$share/group/m/#", version=4),
             Subscriber(self, "oldest", "oldest", "m/#", policy="all; overflow=drop-oldest"),
             Subscriber(self, "newest", "newest", "m/#", policy="all; overflow=drop-newest"),
+            Subscriber(self, "latest", "latest", "m/#", policy="latest"),
+            Subscriber(self, "sample", "sample", "m/#", policy="sample=5"),
+            self.fickle,
             Subscriber(self, "brief", "brief", "m/#", BRIEF_S),
             Subscriber(self, "clean", "clean", "m/#", 0),
         ]
@@ -83,10 +89,15 @@ class World:
 
     def _ordered(self, account: str, qos: int) -> bool:
         """Whether new messages arrive in order. At QoS 1 one that was dropped may come after all, if it is repeated."""
-        drops = self.tight or self.expiring or account not in ("s1", "s2")
+        drops = self.drops_any or self.expiring or account not in ("s1", "s2")
         if account == "s2" and self.expiring:  # 3.1.1 does not say that a repeated message has expired
             return False
         return account != "group" and (qos == 2 or not drops)
+
+    @property
+    def drops_any(self) -> bool:
+        """Whether there are bounds at which every session may lose messages."""
+        return self.tight or self.pressed
 
     @property
     def owners(self) -> list[Owner]:
@@ -182,7 +193,7 @@ class World:
     def step(self, *, storms: bool = True) -> None:
         """Let one thing happen. ``storms``: new messages, cuts and crashes too; without them steps are larger."""
         chance = self.random.random()
-        commits, reports, times = (0.31, 0.38, 0.42) if storms else (0.12, 0.25, 0.28)
+        commits, reports, times = (0.33, 0.40, 0.44) if storms else (0.12, 0.25, 0.28)
         if storms and chance < 0.18:
             self._publish(self.random.choice(self.publishers))
         elif storms and chance < 0.20:
@@ -201,6 +212,10 @@ class World:
                 owner.client.start()
         elif storms and chance < 0.24:
             self.crash()
+        elif storms and chance < 0.25:
+            self._change_mind()
+        elif storms and self.pressed and chance < 0.265:
+            self._shed()
         elif chance < commits:
             if not (storms and self.slow_disk and self.random.random() < 0.8):
                 self.store.commit(self.random.randint(1, 4 if storms else 12), acked=self.random.random() < 0.3)
@@ -242,6 +257,22 @@ class World:
                     properties = {"message_expiry_interval": lifetime_s}
                     self.lifetimes[qos, owner.name, number] = self.now + lifetime_s
                 owner.client.publish(f"m/{owner.name}/{qos}", payload, qos, token=token, properties=properties)
+
+    def _change_mind(self) -> None:
+        """A subscriber asks for another policy."""
+        self.fickle.policy = self.random.choice(POLICIES)
+        self.log.append(f"fickle wants {self.fickle.policy}")
+        if self.fickle.client.online:
+            self.fickle.subscribe()
+
+    def _shed(self) -> None:
+        """Memory is short, and a session gives some back."""
+        session = self.engine.sessions.get(self.random.choice(self.subscribers).name)
+        if session is not None and session.client_id != "brief":  # which does not know when it was cut off
+            level_bytes = self.random.choice((0, 200, 500))
+            self.log.append(f"{session.client_id} is cut down to {level_bytes} bytes")
+            session.window.shed(level_bytes)
+            self.engine.relieve(self.now)
 
     def forgive(self, account: str) -> None:
         """A session began: nothing that was sent before is owed to it. A clean one is never owed anything."""
@@ -294,4 +325,5 @@ class World:
             or any(pipe.to_client or pipe.to_server or pipe.server_closed for pipe in self.pipes)
             or not all(owner.client.online for owner in self.owners)
             or any(owner.client.unacknowledged for owner in self.publishers)
+            or any(session.window.latest for session in self.engine.sessions.values())
         )
