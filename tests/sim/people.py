@@ -100,7 +100,7 @@ class Subscriber(Owner):
 
     def on_online(self, session_present: bool) -> None:
         away_s = self.world.clock.now() - self.away_since
-        if away_s >= self.session_s:
+        if away_s > self.session_s - 0.001:  # times are sums
             # Even one that is present may have begun with a connection whose CONNACK was lost on its way.
             self.subscribed = False
         assert session_present or not self.subscribed, f"{self.name} lost its session after {away_s:g} s"
