@@ -255,8 +255,12 @@ class Queue:
         if spill.stale:
             spill.stale = False
             spill.asked = 0
-            self._trim()
-            return
+        else:
+            self._bring_back(spill, entries)
+        self._trim()
+        self.settle()
+
+    def _bring_back(self, spill: Spill, entries: Sequence[Entry]) -> None:
         queue = self.queue if self.queue is not None else deque[Entry]()
         resend = self.resend if self.resend is not None else deque[Entry]()
         for entry in entries:
@@ -285,8 +289,6 @@ class Queue:
             self.spill = None
         if self.latest is not None:
             self.latest.apart = {seq for seq in self.latest.apart if self.spill is not None and seq > spill.after_seq}
-        self._trim()
-        self.settle()
 
     # going elsewhere
 

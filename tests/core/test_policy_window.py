@@ -347,8 +347,10 @@ def replay(limit: int, steps: str) -> None:
         getattr(model, name)(*(int(word) if word.isdigit() else word for word in words))
         model.every_message_has_one_fate()
         model.bounds_hold()
+        model.one_message_waits_per_topic()
         model.what_the_store_has_is_what_is_owed()
         model.what_a_client_that_is_away_got_is_known_by_its_number()
+        model.what_was_missed_is_told_once()
     model.teardown()
 
 

@@ -268,7 +268,9 @@ class World:
     def _shed(self) -> None:
         """Memory is short, and a session gives some back."""
         session = self.engine.sessions.get(self.random.choice(self.subscribers).name)
-        if session is not None and session.client_id != "brief":  # which does not know when it was cut off
+        if session is None:
+            return
+        if session.connection is None or session.client_id != "brief":  # which would not know when it was cut off
             level_bytes = self.random.choice((0, 200, 500))
             self.log.append(f"{session.client_id} is cut down to {level_bytes} bytes")
             session.window.shed(level_bytes)
