@@ -97,7 +97,8 @@ def test_tls_checks_the_certificate_and_its_host(
 
 def test_a_unix_socket(round_trip: Callable[..., None], mosquitto: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with mosquitto(tmp_path, f"listener 0 {path}", "allow_anonymous true"):
+    with mosquitto(tmp_path, f"listener 0 {path}", "allow_anonymous true") as port:
+        round_trip("-h", HOST, "-p", str(port))  # who answers here has opened the other listener too
         round_trip("--unix", str(path))
         round_trip("-L", f"unix://{path}")
 
