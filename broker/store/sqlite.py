@@ -3,8 +3,8 @@
 The event loop hands over batches and goes on. The thread takes whatever has gathered, writes its net effect in one
 transaction and reports the last batch of it as durable: an idle broker commits each batch at once, a busy one fewer and
 larger ones. If several gathered during the last transaction, those who were answered then are about to send again, and
-the thread waits a moment for them, so that they share a flush, and for acknowledgements of receivers, which spare it
-writing. The same thread reads, so that what it reads reflects every change before the question.
+the thread waits for them, a moment at most, so that they share a flush, and for acknowledgements of receivers, which
+spare it writing. The same thread reads, so that what it reads reflects every change before the question.
 
 1. One process per directory (``Directory``), one thread per database connection at a time.
 2. A batch is reported only after COMMIT returned; at level ``fsync`` that is after the log was flushed to the disk.
@@ -43,7 +43,8 @@ log: Final = logging.getLogger("tidings.broker.store")
 
 RETRY_S: Final = 1.0  # between two attempts to write while the disk does not take it
 CROWD: Final = 3  # batches in one transaction from which on the next one waits for more
-GATHER_S: Final = 0.001  # for so long, which is about what a transaction takes
+GATHER_S: Final = 0.001  # for so long at most, which is about what a transaction takes
+LOOKS: Final = 4  # in that time: it goes on as soon as those who were answered have sent as much again
 MOMENTS: Final = 5  # and so often, as long as who is connected acknowledges what then need not be written
 CLOCK_S: Final = 10.0  # how old the kept engine time may be, while there is something to write
 LATE_S: Final = 0.01  # how long acknowledgements of receivers alone may wait to be written
@@ -74,6 +75,7 @@ class SqliteStore:
         self._closing = False
         self._last = 0  # number of the last batch taken out
         self._gathered = 0  # batches in this transaction
+        self._answered_bytes = 0  # of messages in the last transaction
         self._hopeful = False  # whether more of the last transaction was settled than had to be written
         self._bytes_taken = 0  # of messages in this transaction, or in those that failed too
         self._cache: dict[int, Message] = {}
@@ -227,7 +229,7 @@ class SqliteStore:
                 if self._last > written:
                     written = self._last
                     self._bytes_out += self._bytes_taken
-                    self._bytes_taken = 0
+                    self._answered_bytes, self._bytes_taken = self._bytes_taken, 0
                     assert self._events is not None
                     self._call(self._events.durable, written)
                 self._answer()
@@ -245,11 +247,20 @@ class SqliteStore:
         unwritten = self._unwritten
         for moment in range(MOMENTS):
             settled = unwritten.settled
-            time.sleep(GATHER_S)
-            self._take_all()
+            for _ in range(LOOKS):
+                time.sleep(GATHER_S / LOOKS)
+                self._take_all()
+                if self._all_sent_again():
+                    return
             hopeful = unwritten.settled > settled or (self._hopeful and not moment)
             if not unwritten.owed or not hopeful:
                 return
+
+    def _all_sent_again(self) -> bool:
+        """Whether as much came as was answered last, and no receiver acknowledges what then need not be written."""
+        if self._hopeful or self._unwritten.settled:
+            return False
+        return 0 < self._answered_bytes <= self._bytes_taken
 
     def _take_all(self) -> None:
         with suppress(Empty):

@@ -14,6 +14,7 @@ from tidings.broker.store.unwritten import Unwritten
 from .events import Events, count, message, question, record, rows, run
 
 MANY = 30  # batches that are written in one transaction, or at least the last three of them
+MOMENT = module.LOOKS * [module.GATHER_S / module.LOOKS]
 
 
 def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
@@ -30,12 +31,13 @@ def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
 
         await written(1)
         await written(2)
-        await written(*range(3, 33))
         assert waits == []
+        await written(*range(3, 33))
+        waits.clear()
         await written(33)
-        assert waits == [module.GATHER_S]
+        assert waits == MOMENT
         await written(34)
-        assert waits == [module.GATHER_S], "a transaction of one batch is followed at once"
+        assert waits == MOMENT, "a transaction of one batch is followed at once"
 
     run(tmp_path, work)
 
@@ -43,27 +45,80 @@ def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
 def test_what_is_acknowledged_in_the_moments_after_a_busy_transaction_is_never_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = [message() for _ in range(3)]
+    sent = [message() for _ in range(4)]
     waits: list[float] = []
 
     async def work(store: SqliteStore, events: Events) -> None:
         def wait(seconds: float) -> None:  # in the writer's thread
             waits.append(seconds)
-            seq = len(waits)
-            if seq <= len(sent):
-                store.write(MANY + 1 + seq, [Acked("c", seq, [sent[seq - 1]])])
+            moments, looks = divmod(len(waits), module.LOOKS)
+            if not looks and moments < len(sent):
+                store.write(MANY + 1 + moments, [Acked("c", 1 + moments, [sent[moments]])])
 
         for batch in range(1, MANY + 1):
-            store.write(batch, [SessionSaved(record())])
+            store.write(batch, [SessionSaved(record("d")), Queued("d", batch, [message()], Grant(1))])
         await events.until_durable(MANY)
+        store._answered_bytes = 1  # so that it would go on at once, but for those acknowledgements
         monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", wait)
         commits = store.commits
-        store.write(MANY + 1, [Queued("c", 1, sent, Grant(1))])
+        first: list[Change] = [SessionSaved(record()), Queued("c", 1, sent, Grant(1)), Acked("c", 1, sent[:1])]
+        store.write(MANY + 1, first)
         await events.until_durable(MANY + 4)
-        assert (store.commits, len(waits)) == (commits, 3)
+        assert (store.commits, waits) == (commits + 1, 3 * MOMENT)
 
     run(tmp_path, work)
-    assert count(tmp_path, "messages") == 0
+    assert count(tmp_path, "owed") == MANY
+
+
+def test_it_waits_no_longer_than_until_as_much_came_as_was_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        def send(batch: int) -> None:
+            store.write(batch, [Queued("c", batch, [message()], Grant(1))])
+
+        def wait(seconds: float) -> None:  # in the writer's thread
+            waits.append(seconds)
+            if len(waits) == 2:
+                for batch in range(MANY + 3, 2 * MANY + 2):
+                    send(batch)
+
+        store.write(1, [SessionSaved(record())])
+        await events.until_durable(1)
+        for batch in range(2, MANY + 2):
+            send(batch)
+        await events.until_durable(MANY + 1)
+        store._answered_bytes = MANY * message().size  # whatever the last of perhaps several transactions had
+        monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", wait)
+        send(MANY + 2)
+        await events.until_durable(2 * MANY + 1)
+        assert waits == MOMENT[:2]
+
+    run(tmp_path, work)
+    assert count(tmp_path, "owed") == 2 * MANY
+
+
+def test_it_waits_for_acknowledgements_where_they_spared_it_writing_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def work(store: SqliteStore, events: Events) -> None:
+        store.write(1, [SessionSaved(record())])
+        await events.until_durable(1)
+        for batch in range(2, MANY + 2):
+            one = message()
+            store.write(batch, [Queued("c", batch, [one], Grant(1)), Acked("c", batch, [one])])
+        await events.until_durable(MANY + 1)
+        store._answered_bytes = 1
+        monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
+        store.write(MANY + 2, [Queued("c", MANY + 2, [message()], Grant(1))])
+        await events.until_durable(MANY + 2)
+        assert waits == 2 * MOMENT
+
+    run(tmp_path, work)
 
 
 def test_it_does_not_wait_for_those_who_acknowledge_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +132,7 @@ def test_it_does_not_wait_for_those_who_acknowledge_nothing(tmp_path: Path, monk
         waits.clear()
         store.write(MANY + 1, [Queued("c", 1, [message()], Grant(1))])
         await events.until_durable(MANY + 1)
-        assert len(waits) == 1
+        assert waits == MOMENT
 
     run(tmp_path, work)
     assert count(tmp_path, "messages") == 1
