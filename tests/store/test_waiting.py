@@ -1,6 +1,7 @@
 """What the store waits for before it writes: company for a flush, and acknowledgements that spare it the writing."""
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,19 @@ from tidings.broker.store.unwritten import Unwritten
 
 from .events import Events, count, message, question, record, rows, run
 
-MANY = 30  # batches that are written in one transaction, or at least the last three of them
+MANY = 30  # batches that are written in one transaction
 MOMENT = module.LOOKS * [module.GATHER_S / module.LOOKS]
+
+
+def write_at_once(store: SqliteStore, first: int, batches: list[list[Change]]) -> None:
+    """Hand over ``batches`` with the numbers from ``first`` on, without letting the writer's thread run in between."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        for batch, changes in enumerate(batches, first):
+            store.write(batch, changes)
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
@@ -25,15 +37,13 @@ def test_after_a_transaction_of_many_batches_the_next_waits_for_more(
 
     async def work(store: SqliteStore, events: Events) -> None:
         async def written(*batches: int) -> None:
-            for batch in batches:
-                store.write(batch, [SessionSaved(record())])
+            write_at_once(store, batches[0], [[SessionSaved(record())] for _ in batches])
             await events.until_durable(batches[-1])
 
         await written(1)
         await written(2)
-        assert waits == []
         await written(*range(3, 33))
-        waits.clear()
+        assert waits == []
         await written(33)
         assert waits == MOMENT
         await written(34)
@@ -55,8 +65,8 @@ def test_what_is_acknowledged_in_the_moments_after_a_busy_transaction_is_never_w
             if not looks and moments < len(sent):
                 store.write(MANY + 1 + moments, [Acked("c", 1 + moments, [sent[moments]])])
 
-        for batch in range(1, MANY + 1):
-            store.write(batch, [SessionSaved(record("d")), Queued("d", batch, [message()], Grant(1))])
+        owing: list[Change] = [Queued("d", seq, [message()], Grant(1)) for seq in range(1, MANY + 1)]
+        write_at_once(store, 1, [[SessionSaved(record("d")), queued] for queued in owing])
         await events.until_durable(MANY)
         store._answered_bytes = 1  # so that it would go on at once, but for those acknowledgements
         monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", wait)
@@ -76,23 +86,20 @@ def test_it_waits_no_longer_than_until_as_much_came_as_was_answered(
     waits: list[float] = []
 
     async def work(store: SqliteStore, events: Events) -> None:
-        def send(batch: int) -> None:
-            store.write(batch, [Queued("c", batch, [message()], Grant(1))])
+        def send(first: int, stop: int) -> None:
+            write_at_once(store, first, [[Queued("c", seq, [message()], Grant(1))] for seq in range(first, stop)])
 
         def wait(seconds: float) -> None:  # in the writer's thread
             waits.append(seconds)
             if len(waits) == 2:
-                for batch in range(MANY + 3, 2 * MANY + 2):
-                    send(batch)
+                send(MANY + 3, 2 * MANY + 2)
 
         store.write(1, [SessionSaved(record())])
         await events.until_durable(1)
-        for batch in range(2, MANY + 2):
-            send(batch)
+        send(2, MANY + 2)
         await events.until_durable(MANY + 1)
-        store._answered_bytes = MANY * message().size  # whatever the last of perhaps several transactions had
         monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", wait)
-        send(MANY + 2)
+        send(MANY + 2, MANY + 3)
         await events.until_durable(2 * MANY + 1)
         assert waits == MOMENT[:2]
 
@@ -108,9 +115,9 @@ def test_it_waits_for_acknowledgements_where_they_spared_it_writing_before(
     async def work(store: SqliteStore, events: Events) -> None:
         store.write(1, [SessionSaved(record())])
         await events.until_durable(1)
-        for batch in range(2, MANY + 2):
-            one = message()
-            store.write(batch, [Queued("c", batch, [one], Grant(1)), Acked("c", batch, [one])])
+        sent = [message() for _ in range(MANY)]
+        settled = [(Queued("c", seq, [one], Grant(1)), Acked("c", seq, [one])) for seq, one in enumerate(sent, 2)]
+        write_at_once(store, 2, [list(changes) for changes in settled])
         await events.until_durable(MANY + 1)
         store._answered_bytes = 1
         monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
@@ -126,8 +133,7 @@ def test_it_does_not_wait_for_those_who_acknowledge_nothing(tmp_path: Path, monk
     monkeypatch.setattr("tidings.broker.store.sqlite.time.sleep", waits.append)
 
     async def work(store: SqliteStore, events: Events) -> None:
-        for batch in range(1, MANY + 1):
-            store.write(batch, [SessionSaved(record())])
+        write_at_once(store, 1, [[SessionSaved(record())]] * MANY)
         await events.until_durable(MANY)
         waits.clear()
         store.write(MANY + 1, [Queued("c", 1, [message()], Grant(1))])
